@@ -1,0 +1,93 @@
+# `make demo` and `make test` need python3 (3.11 or newer), g++ and make; everything else is installed into $(VENV).
+# Settings: VENV=path  PYTHON=python3.12  CXX=clang++  QWENOPT_NO_NATIVE=1 (no compiler)  TEST_ARGS=...  BENCH_ARGS=...
+
+VENV ?= .venv
+PYTHON ?= python3
+TEST_ARGS ?=
+BENCH_ARGS ?=
+export CXX
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMPS := $(VENV)/.qwenopt
+NATIVE_SOURCES := $(shell find csrc -type f ! -name '*.py' ! -name '*.pyc' 2>/dev/null)
+CPP_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE_SOURCES))
+
+# Without a compiler the package still works, on the PyTorch references; `make` says so at every install.
+HAVE_CXX := $(shell command -v $(firstword $(CXX)) 2>/dev/null)
+ifeq ($(HAVE_CXX),)
+  NO_CXX := 1
+  export QWENOPT_NO_NATIVE := 1
+endif
+KIND := $(if $(filter 1,$(QWENOPT_NO_NATIVE)),pure,native)
+
+.PHONY: help demo test bench lint format typecheck native install clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(STAMPS)/$(KIND)  ## Compile the shipped demo models and compare them with eager
+	@$(BIN)/qwenopt demo
+
+test: $(STAMPS)/test $(STAMPS)/$(KIND)  ## Run the tests (TEST_ARGS="-k rms_norm")
+	@$(BIN)/python -m pytest tests $(TEST_ARGS)
+
+bench: $(STAMPS)/test $(STAMPS)/$(KIND)  ## Run the benchmarks (BENCH_ARGS="-k silu_mul")
+	@$(BIN)/python -m pytest bench -c bench/pytest.ini $(BENCH_ARGS)
+
+lint: $(STAMPS)/dev  ## Check style and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(if $(CPP_SOURCES),$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES))
+
+format: $(STAMPS)/dev  ## Repair what `make lint` finds, where a tool can
+	$(BIN)/ruff check --fix-only --exit-zero .
+	$(BIN)/ruff format .
+	$(if $(CPP_SOURCES),$(BIN)/clang-format -i $(CPP_SOURCES))
+
+# mypy does not see folders that an editable install maps to packages, so it reads a plain copy.
+typecheck: $(STAMPS)/dev  ## Check types
+	@rm -rf build/lib build/typed
+	QWENOPT_NO_NATIVE=1 $(PIP) install --quiet --no-deps --no-build-isolation --target build/typed .
+	MYPYPATH=build/typed $(BIN)/mypy -p qwenopt
+
+native:  ## Build the native extension anew, in place
+	@rm -rf build/temp.* build/lib.* $(STAMPS)/native
+	@$(MAKE) --no-print-directory install
+
+install: $(STAMPS)/$(KIND)  ## Install the package into $(VENV), editable
+
+clean:  ## Remove what was built, but not $(VENV)
+	rm -rf build dist *.egg-info qwenopt/_C*.so .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .ci/artifacts
+	rm -f $(STAMPS)/native $(STAMPS)/pure
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# --- How the environment comes to be. A stamp is as new as the last installation of what it stands for. ---
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "qwenopt needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1)."; \
+	  echo "Install one and name it: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV)/bin/python; \
+	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it is in the package python3-venv."; exit 1; }
+
+$(STAMPS)/run $(STAMPS)/test $(STAMPS)/dev: $(STAMPS)/%: requirements/%.txt requirements/build.txt requirements/run.txt | $(BIN)/python
+	@mkdir -p $(STAMPS)
+	@echo "Installing requirements/$*.txt into $(VENV)"
+	@$(PIP) install $(if $(MAKE_TERMOUT),,--quiet) -r requirements/$*.txt
+	@touch $@
+
+$(STAMPS)/dev: requirements/test.txt
+
+$(STAMPS)/native $(STAMPS)/pure: setup.py pyproject.toml $(wildcard MANIFEST.in) $(NATIVE_SOURCES) $(STAMPS)/run
+	@$(if $(NO_CXX),echo "No C++ compiler '$(CXX)': installing without native kernels (QWENOPT_NO_NATIVE=1)."; \
+	  echo "For the fast kernels install one (on Debian and Ubuntu: apt install g++) and run make again.")
+	@echo "Installing qwenopt into $(VENV)$(if $(filter native,$(KIND)), and compiling its native extension (about a minute))"
+	@$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@rm -f $(STAMPS)/native $(STAMPS)/pure
+	@touch $@

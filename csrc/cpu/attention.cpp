@@ -1,0 +1,164 @@
+// attention: work items of (batch entry, key/value head, query block[, share of the keys]).
+#include "kernels/attention.h"
+
+#include "attention_span.h"
+#include "op_common.h"
+#include "ops.h"
+
+namespace qwenopt {
+namespace {
+
+// How the work is cut. Only sizes and the thread count go in, so that a run is repeatable.
+struct Plan {
+  int64_t queries_per_block, num_query_blocks, num_splits, num_groups;
+  int64_t span_bytes, work_bytes, split_stride, partial_bytes, total_bytes;
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+Plan make_plan(int64_t B, int64_t H, int64_t G, int64_t S, int64_t L, int64_t D, int threads) {
+  constexpr int64_t kItemsPerThread = 4, kMinSplitKeys = 256;
+  Plan p;
+  const int64_t group = H / G;
+  const int64_t most = group >= kQueryRows ? 1 : kQueryRows / group;
+  p.num_query_blocks = ceil_div(S, most);
+  p.queries_per_block = ceil_div(S, p.num_query_blocks);
+  p.num_query_blocks = ceil_div(S, p.queries_per_block);
+  p.num_groups = B * G * p.num_query_blocks;
+  p.num_splits = 1;
+  if (p.num_groups < kItemsPerThread * threads) {
+    p.num_splits = ceil_div(kItemsPerThread * threads, p.num_groups);
+    if (p.num_splits > ceil_div(L, kMinSplitKeys)) p.num_splits = ceil_div(L, kMinSplitKeys);
+    if (p.num_splits > kMaxSplits) p.num_splits = kMaxSplits;
+  }
+  if (p.num_splits < 1) p.num_splits = 1;
+  p.span_bytes = aligned(p.num_groups * int64_t(sizeof(KeySpan)));
+  p.work_bytes = aligned(QWENOPT_ATTENTION_WORK_BYTES(D));
+  p.split_stride = p.queries_per_block * group * QWENOPT_ATTENTION_PARTIAL_FLOATS(D);
+  p.partial_bytes = p.num_splits > 1 ? aligned(p.num_groups * p.num_splits * p.split_stride * 4) : 0;
+  p.total_bytes = 64 + p.span_bytes + threads * p.work_bytes + p.partial_bytes;
+  return p;
+}
+
+// The keys of split `split`: whole blocks, shared out evenly over what is visible.
+KeySpan share_of(const KeySpan& span, int64_t num_splits, int64_t split) {
+  if (span.last <= span.first) return {0, 0};
+  constexpr int64_t kMinBlocks = 4;
+  const int64_t first = span.first / kKeyBlock, blocks = ceil_div(span.last, kKeyBlock) - first;
+  int64_t each = ceil_div(blocks, num_splits);
+  if (num_splits > 1 && each < kMinBlocks) each = kMinBlocks;
+  const int64_t begin = (first + split * each) * kKeyBlock, end = begin + each * kKeyBlock;
+  return {begin, end < span.last ? end : span.last};
+}
+
+struct Place {
+  int64_t b, g, q0, q1;
+};
+
+Place place_of(const AttentionArgs& a, const Plan& p, int64_t group) {
+  const int64_t block = group % p.num_query_blocks, bg = group / p.num_query_blocks;
+  const int64_t q0 = block * p.queries_per_block, q1 = q0 + p.queries_per_block;
+  return {bg / a.G, bg % a.G, q0, q1 < a.S ? q1 : a.S};
+}
+
+void run_attention(const AttentionArgs& args, const Plan& plan, char* scratch, int threads, int isa) {
+  const auto kernel = QWENOPT_PICK(isa, attention);
+  const auto combine = QWENOPT_PICK(isa, attention_combine);
+  KeySpan* spans = reinterpret_cast<KeySpan*>(scratch);
+  char* work = scratch + plan.span_bytes;
+  float* partial = reinterpret_cast<float*>(work + threads * plan.work_bytes);
+  const int64_t group = args.H / args.G, items = plan.num_groups * plan.num_splits;
+  std::atomic<int64_t> next{0};
+  in_team(threads, [&](const Team& team) {
+    int64_t begin, end;
+    team.share(plan.num_groups, &begin, &end);
+    for (int64_t i = begin; i < end; ++i) {
+      const Place at = place_of(args, plan, i);
+      spans[i] = visible_span(args, at.b, at.g * group, (at.g + 1) * group, at.q0, at.q1);
+    }
+    team.barrier();
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+      // The last query block first: under a causal mask it is the longest.
+      const int64_t i = plan.num_groups - 1 - item / plan.num_splits, split = item % plan.num_splits;
+      const Place at = place_of(args, plan, i);
+      const KeySpan keys = share_of(spans[i], plan.num_splits, split);
+      float* part = plan.num_splits > 1 ? partial + (i * plan.num_splits + split) * plan.split_stride : nullptr;
+      kernel(args, {at.b, at.g, at.q0, at.q1, keys.first, keys.last, part, work + team.id * plan.work_bytes});
+    }
+    if (plan.num_splits == 1) return;
+    team.barrier();
+    for (int64_t i = begin; i < end; ++i) {
+      const Place at = place_of(args, plan, i);
+      combine(args, {at.b, at.g, at.q0, at.q1, plan.num_splits, partial + i * plan.num_splits * plan.split_stride,
+                     plan.split_stride});
+    }
+  });
+}
+
+void check_sizes(int64_t B, int64_t H, int64_t G, int64_t S, int64_t L, int64_t D) {
+  const char* op = "attention";
+  check_size(op, "B", B);
+  check_size(op, "S", S);
+  check_size(op, "L", L);
+  check_size(op, "G", G, 1);
+  QWENOPT_CHECK(H >= G && H % G == 0, op, ": ", H, " query heads and ", G,
+                " key/value heads; the first must be a multiple of the second");
+  QWENOPT_CHECK(H / G <= kQueryRows, op, ": ", H / G, " query heads for each key/value head; at most ", kQueryRows,
+                " are supported");
+  QWENOPT_CHECK(D >= 2 && D % 2 == 0 && D <= kMaxHeadDim, op, ": head size ", D, "; it must be even and 2..",
+                kMaxHeadDim);
+}
+
+int64_t scratch_bytes_py(int64_t B, int64_t H, int64_t G, int64_t S, int64_t L, int64_t D, int threads) {
+  check_common("attention_scratch_bytes", kFloat32, threads);
+  check_sizes(B, H, G, S, L, D);
+  if (B * S == 0) return 0;
+  return make_plan(B, H, G, S, L, D, threads).total_bytes;
+}
+
+void attention_py(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t mask, uintptr_t q_positions, uintptr_t out,
+                  uintptr_t scratch, int64_t B, int64_t H, int64_t G, int64_t S, int64_t L, int64_t D, int64_t q_sb,
+                  int64_t q_sh, int64_t q_ss, int64_t k_sb, int64_t k_sh, int64_t k_ss, int64_t v_sb, int64_t v_sh,
+                  int64_t v_ss, int64_t m_sb, int64_t m_sh, int64_t m_ss, int64_t m_sl, int mask_kind, bool is_causal,
+                  double scale, int dtype, int threads, int isa) {
+  const char* op = "attention";
+  check_common(op, dtype, threads);
+  check_sizes(B, H, G, S, L, D);
+  QWENOPT_CHECK(mask_kind >= kNoMask && mask_kind <= kBf16Mask, op, ": mask_kind ", mask_kind,
+                "; it must be 0 none, 1 bool, 2 float32 or 3 bfloat16");
+  isa = resolve_isa(op, isa);
+  if (B * S == 0) return;
+  check_pointer(op, "q", q);
+  check_pointer(op, "out", out);
+  check_pointer(op, "scratch", scratch);
+  if (L > 0) {
+    check_pointer(op, "k", k);
+    check_pointer(op, "v", v);
+    if (mask_kind != kNoMask) check_pointer(op, "mask", mask);
+  }
+  if (mask_kind == kNoMask) m_sb = m_sh = m_ss = m_sl = 0;
+  const AttentionArgs args{pointer(q), pointer(k), pointer(v), pointer(mask), pointer<const int64_t>(q_positions),
+                           pointer(out), B, H, G, S, L, D, q_sb, q_sh, q_ss, k_sb, k_sh, k_ss, v_sb, v_sh, v_ss,
+                           m_sb, m_sh, m_ss, m_sl, mask_kind, is_causal, float(scale), dtype};
+  const Plan plan = make_plan(B, H, G, S, L, D, threads);
+  // The scratch was laid out for `threads`; fewer may still run.
+  const int team = B * H * S * L * D <= 64 * 1024 ? 1 : threads;
+  run_attention(args, plan, pointer<char>((scratch + 63) / 64 * 64), team, isa);
+}
+
+}  // namespace
+
+void register_attention(py::module_& m) {
+  m.def("attention", &attention_py, "softmax(q k^T * scale + mask) v with grouped key/value heads", Release(),
+        py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("q_positions"), py::arg("out"),
+        py::arg("scratch"), py::arg("B"), py::arg("H"), py::arg("G"), py::arg("S"), py::arg("L"), py::arg("D"),
+        py::arg("q_sb"), py::arg("q_sh"), py::arg("q_ss"), py::arg("k_sb"), py::arg("k_sh"), py::arg("k_ss"),
+        py::arg("v_sb"), py::arg("v_sh"), py::arg("v_ss"), py::arg("m_sb"), py::arg("m_sh"), py::arg("m_ss"),
+        py::arg("m_sl"), py::arg("mask_kind"), py::arg("is_causal"), py::arg("scale"), py::arg("dtype"),
+        py::arg("threads"), py::arg("isa") = -1);
+  m.def("attention_scratch_bytes", &scratch_bytes_py, "Bytes of scratch that attention needs", py::arg("B"),
+        py::arg("H"), py::arg("G"), py::arg("S"), py::arg("L"), py::arg("D"), py::arg("threads"));
+}
+
+}  // namespace qwenopt

@@ -1,0 +1,304 @@
+#include "attention.h"
+
+#include "attention_mask.h"
+#include "attention_pack.h"
+#include "dot_block.h"
+
+namespace qwenopt {
+namespace QWENOPT_ISA_NS {
+namespace {
+
+// Below this many rows the keys are read in place by dot products; from here on a packed copy pays.
+constexpr int kPackedRows = 8;
+constexpr float kMinusInfinity = -__builtin_inff();
+
+template <class T>
+struct Work {
+  uint32_t *queries, *keys, *values;
+  float *scores, *bias, *sums;  // sums: [rows][padded] unnormalised output
+  typename Compute<T>::Type* probs;
+  float *maximum, *total, *rescale;
+  int64_t padded;
+
+  Work(char* at, int64_t D) {
+    padded = QWENOPT_ATTENTION_PADDED(D);
+    auto take = [&at](int64_t words) {
+      char* start = at;
+      at += words * 4;
+      return start;
+    };
+    queries = (uint32_t*)take(kQueryRows * padded);
+    keys = (uint32_t*)take(kKeyBlock * padded);
+    values = (uint32_t*)take(kKeyBlock * padded);
+    sums = (float*)take(kQueryRows * padded);
+    scores = (float*)take(kQueryRows * kKeyBlock);
+    bias = (float*)take(kQueryRows * kKeyBlock);
+    char* separate = take(kQueryRows * kKeyBlock / 2);
+    probs = (typename Compute<T>::Type*)(Compute<T>::PACK == 2 ? separate : (char*)scores);
+    maximum = (float*)take(kQueryRows);
+    total = (float*)take(kQueryRows);
+    rescale = (float*)take(kQueryRows);
+  }
+};
+
+inline float exp1(float x) {
+  float out;
+  store_n(&out, vexp(set1(x)), 1);
+  return out;
+}
+
+// scores -> probabilities relative to the running maximum; keeps maximum, total and the factor for what came before.
+template <class C>
+void softmax_row(float* scores, const float* bias, int num_keys, float scale, C* probs, float* maximum, float* total,
+                 float* rescale) {
+  const int whole = (num_keys + W - 1) / W * W;
+  F top = set1(kMinusInfinity);
+  for (int j = 0; j < whole; j += W) {
+    F s = mul(load(scores + j), set1(scale));
+    if (bias) s = add(s, load(bias + j));
+    store(scores + j, s);
+  }
+  for (int j = num_keys; j < whole; ++j) scores[j] = kMinusInfinity;
+  for (int j = 0; j < whole; j += W) top = vmax(load(scores + j), top);
+  const float before = *maximum, now = hmax(top) > before ? hmax(top) : before;
+  if (now == kMinusInfinity) {
+    for (int j = 0; j < whole; j += W) store(probs + j, zero());
+    *rescale = 1.0f;
+    return;
+  }
+  F sum = zero();
+  for (int j = 0; j < whole; j += W) {
+    const F p = vexp(sub(load(scores + j), set1(now)));
+    sum = add(sum, p);
+    store(probs + j, p);
+  }
+  *rescale = before == now ? 1.0f : exp1(before - now);
+  *maximum = now;
+  *total = *total * *rescale + hsum(sum);
+}
+
+// sums = sums * rescale + probs @ values for a few rows, values read where they lie.
+template <class T, int MR>
+void add_values(const float* probs, const T* values, int64_t stride, int num_keys, int64_t D, float* sums,
+                int64_t padded, const float* rescale) {
+  for (int64_t d = 0; d < D; d += kOuterVecs * W) {
+    F acc[MR][kOuterVecs];
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kOuterVecs; ++v) {
+        acc[i][v] = d + v * W < padded ? mul(load(sums + i * padded + d + v * W), set1(rescale[i])) : zero();
+      }
+    }
+    if (d + kOuterVecs * W <= D) {
+      for (int j = 0; j < num_keys; ++j) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kOuterVecs; ++v) {
+          const F value = load(values + j * stride + d + v * W);
+#pragma GCC unroll 6
+          for (int i = 0; i < MR; ++i) acc[i][v] = fma(set1(probs[i * kKeyBlock + j]), value, acc[i][v]);
+        }
+      }
+    } else {
+      for (int j = 0; j < num_keys; ++j) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kOuterVecs; ++v) {
+          if (d + v * W >= D) continue;
+          const F value = load_upto(values + j * stride + d + v * W, D - d - v * W);
+#pragma GCC unroll 6
+          for (int i = 0; i < MR; ++i) acc[i][v] = fma(set1(probs[i * kKeyBlock + j]), value, acc[i][v]);
+        }
+      }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kOuterVecs; ++v) {
+        if (d + v * W < padded) store(sums + i * padded + d + v * W, acc[i][v]);
+      }
+    }
+  }
+}
+
+template <class T>
+void add_values_rows(int rows, const float* probs, const T* values, int64_t stride, int num_keys, int64_t D,
+                     float* sums, int64_t padded, const float* rescale) {
+  for (int i = 0; i < rows;) {
+    const int left = rows - i;
+    const float* p = probs + i * kKeyBlock;
+    float* to = sums + i * padded;
+    if (left >= 4) {
+      add_values<T, 4>(p, values, stride, num_keys, D, to, padded, rescale + i);
+      i += 4;
+    } else if (left >= 2) {
+      add_values<T, 2>(p, values, stride, num_keys, D, to, padded, rescale + i);
+      i += 2;
+    } else {
+      add_values<T, 1>(p, values, stride, num_keys, D, to, padded, rescale + i);
+      i += 1;
+    }
+  }
+}
+
+// One work item: all heads of a group, queries q0..q1, keys k0..k1.
+template <class T>
+struct Block {
+  const AttentionArgs& a;
+  const AttentionItem& it;
+  Work<T> w;
+  const int group, rows;
+  const T* query[kQueryRows];
+  int64_t limit[kQueryRows];
+  Visible visible[kQueryRows];
+
+  Block(const AttentionArgs& args, const AttentionItem& item)
+      : a(args), it(item), w(item.work, args.D), group(int(args.H / args.G)),
+        rows(int((item.q1 - item.q0) * (args.H / args.G))) {}
+
+  bool packed() const { return rows >= kPackedRows; }
+
+  void start() {
+    for (int i = 0; i < rows; ++i) {
+      const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
+      query[i] = (const T*)a.q + it.b * a.q_sb + h * a.q_sh + s * a.q_ss;
+      limit[i] = key_limit(a, s);
+      if (packed()) pack_query(query[i], a.D, w.queries + i * w.padded);
+      w.maximum[i] = kMinusInfinity;
+      w.total[i] = 0.0f;
+      for (int64_t d = 0; d < w.padded; d += W) store(w.sums + i * w.padded + d, zero());
+    }
+  }
+
+  // Fills bias and visible; false when no row sees any of these keys.
+  bool look(int64_t j0, int num_keys) {
+    bool any = false;
+    for (int i = 0; i < rows; ++i) {
+      float* bias = w.bias + i * kKeyBlock;
+      if (a.m_sh == 0 && i % group != 0) {  // the heads of a group share one mask row
+        visible[i] = visible[i - 1];
+        continue;
+      }
+      const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
+      visible[i] = row_bias(a, it.b, h, s, limit[i], j0, num_keys, bias);
+      any = any || visible[i] != kNothing;
+    }
+    return any;
+  }
+
+  const float* bias_of(int i) const {
+    if (visible[i] != kSome) return nullptr;
+    return w.bias + (a.m_sh == 0 ? i / group * group : i) * kKeyBlock;
+  }
+
+  template <class C>
+  void softmax(int num_keys, C* probs) {
+    for (int i = 0; i < rows; ++i) {
+      C* to = probs + i * kKeyBlock;
+      if (visible[i] == kNothing) {
+        for (int j = 0; j < kKeyBlock; j += W) store(to + j, zero());
+        w.rescale[i] = 1.0f;
+        continue;
+      }
+      softmax_row(w.scores + i * kKeyBlock, bias_of(i), num_keys, a.scale, to, w.maximum + i, w.total + i,
+                  w.rescale + i);
+    }
+  }
+
+  void key_block(int64_t j0, int num_keys) {
+    const T* keys = (const T*)a.k + it.b * a.k_sb + it.g * a.k_sh + j0 * a.k_ss;
+    const T* values = (const T*)a.v + it.b * a.v_sb + it.g * a.v_sh + j0 * a.v_ss;
+    if (!packed()) {
+      dot_block<T>(query, rows, keys, a.k_ss, num_keys, a.D, w.scores, kKeyBlock);
+      softmax(num_keys, w.scores);
+      add_values_rows(rows, w.scores, values, a.v_ss, num_keys, a.D, w.sums, w.padded, w.rescale);
+      return;
+    }
+    using C = typename Compute<T>::Type;
+    constexpr int kPack = Compute<T>::PACK;
+    const int whole = (num_keys + W - 1) / W * W;
+    pack_keys(keys, a.k_ss, num_keys, a.D, w.keys);
+    outer_block<C>(rows, w.queries, w.padded, w.keys, kKeyBlock, whole, a.D / kPack, w.scores, kKeyBlock, nullptr);
+    softmax(num_keys, w.probs);
+    const int64_t words = pack_values(values, a.v_ss, num_keys, a.D, w.padded, w.values);
+    outer_block<C>(rows, (const uint32_t*)w.probs, kKeyBlock / kPack, w.values, w.padded, w.padded, words, w.sums,
+                   w.padded, w.rescale);
+  }
+
+  void finish() {
+    for (int i = 0; i < rows; ++i) {
+      const float* sums = w.sums + i * w.padded;
+      if (it.partial) {
+        float* to = it.partial + i * QWENOPT_ATTENTION_PARTIAL_FLOATS(a.D);
+        to[0] = w.maximum[i];
+        to[1] = w.total[i];
+        for (int64_t d = 0; d < w.padded; d += W) store(to + 16 + d, load(sums + d));
+        continue;
+      }
+      const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
+      T* out = (T*)a.out + ((it.b * a.H + h) * a.S + s) * a.D;
+      const F inverse = set1(w.total[i] > 0.0f ? 1.0f / w.total[i] : w.total[i]);  // a NaN comes through
+      for (int64_t d = 0; d < a.D; d += W) store_upto(out + d, mul(load(sums + d), inverse), a.D - d);
+    }
+  }
+};
+
+template <class T>
+void run(const AttentionArgs& a, const AttentionItem& item) {
+  Block<T> block(a, item);
+  block.start();
+  for (int64_t j0 = item.k0; j0 < item.k1; j0 += kKeyBlock) {
+    const int num_keys = item.k1 - j0 < kKeyBlock ? int(item.k1 - j0) : kKeyBlock;
+    if (block.look(j0, num_keys)) block.key_block(j0, num_keys);
+  }
+  block.finish();
+}
+
+template <class T>
+void combine_row(const float* const* part, int64_t num_splits, T* out, int64_t D) {
+  float maximum = kMinusInfinity, total = 0.0f;
+  for (int64_t s = 0; s < num_splits; ++s) maximum = part[s][0] > maximum ? part[s][0] : maximum;
+  alignas(64) float sums[kMaxHeadDim];
+  for (int64_t d = 0; d < D; d += W) store(sums + d, zero());
+  for (int64_t s = 0; s < num_splits; ++s) {
+    if (part[s][0] == kMinusInfinity && part[s][1] == 0.0f) continue;
+    const float scale = exp1(part[s][0] - maximum);
+    total += scale * part[s][1];
+    for (int64_t d = 0; d < D; d += W) store(sums + d, fma(load(part[s] + 16 + d), set1(scale), load(sums + d)));
+  }
+  const F inverse = set1(total > 0.0f ? 1.0f / total : total);
+  for (int64_t d = 0; d < D; d += W) store_upto(out + d, mul(load(sums + d), inverse), D - d);
+}
+
+template <class T>
+void combine(const AttentionArgs& a, const AttentionCombine& c) {
+  const int64_t group = a.H / a.G, rows = (c.q1 - c.q0) * group;
+  const float* part[kMaxSplits];
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t s = c.q0 + i / group, h = c.g * group + i % group;
+    for (int64_t p = 0; p < c.num_splits; ++p) {
+      part[p] = c.partial + p * c.split_stride + i * QWENOPT_ATTENTION_PARTIAL_FLOATS(a.D);
+    }
+    combine_row<T>(part, c.num_splits, (T*)a.out + ((c.b * a.H + h) * a.S + s) * a.D, a.D);
+  }
+}
+
+}  // namespace
+
+void attention(const AttentionArgs& a, const AttentionItem& item) {
+  if (a.dtype == kBFloat16) {
+    run<bf16>(a, item);
+  } else {
+    run<float>(a, item);
+  }
+}
+
+void attention_combine(const AttentionArgs& a, const AttentionCombine& c) {
+  if (a.dtype == kBFloat16) {
+    combine<bf16>(a, c);
+  } else {
+    combine<float>(a, c);
+  }
+}
+
+}  // namespace QWENOPT_ISA_NS
+}  // namespace qwenopt

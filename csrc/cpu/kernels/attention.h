@@ -1,0 +1,53 @@
+// attention: softmax(q k^T * scale + mask) v with grouped key/value heads, key block by key block.
+#pragma once
+
+#include "types.h"
+
+namespace qwenopt {
+
+enum MaskKind : int { kNoMask = 0, kBoolMask = 1, kFloatMask = 2, kBf16Mask = 3 };
+
+constexpr int kKeyBlock = 64;     // keys of one pass; blocks lie on multiples of it, whatever the rows can see
+constexpr int kQueryRows = 64;    // (query, head of the group) rows of one work item
+constexpr int kMaxHeadDim = 256;
+constexpr int kMaxSplits = 256;   // shares of one query block's keys
+
+struct AttentionArgs {
+  const void *q, *k, *v;       // [B, H, S, D], [B, G, L, D], [B, G, L, D]
+  const void* mask;            // strides m_sb m_sh m_ss m_sl
+  const int64_t* q_positions;  // [S] or null: row i sees keys up to q_positions[i]
+  void* out;                   // [B, H, S, D] contiguous
+  int64_t B, H, G, S, L, D;
+  int64_t q_sb, q_sh, q_ss, k_sb, k_sh, k_ss, v_sb, v_sh, v_ss, m_sb, m_sh, m_ss, m_sl;
+  int mask_kind;
+  bool is_causal;
+  float scale;
+  int dtype;
+};
+
+// Queries q0..q1 of one batch entry and one key/value head, over keys k0..k1 (k0 a multiple of kKeyBlock).
+struct AttentionItem {
+  int64_t b, g, q0, q1, k0, k1;
+  float* partial;  // null: write the output; else QWENOPT_ATTENTION_PARTIAL_FLOATS(D) a row
+  char* work;      // QWENOPT_ATTENTION_WORK_BYTES(D), 64-byte aligned, one per thread
+};
+
+struct AttentionCombine {
+  int64_t b, g, q0, q1, num_splits;
+  const float* partial;  // split s starts at partial + s * split_stride
+  int64_t split_stride;
+};
+
+QWENOPT_DECLARE_KERNEL(void attention(const AttentionArgs& args, const AttentionItem& item))
+QWENOPT_DECLARE_KERNEL(void attention_combine(const AttentionArgs& args, const AttentionCombine& combine))
+
+// Sizes, as macros because no function of a header may be emitted into a file of one instruction set.
+#define QWENOPT_ATTENTION_PADDED(D) (((D) + 31) / 32 * 32)
+// A partial row: the maximum, the sum, then (at 16) the unnormalised output.
+#define QWENOPT_ATTENTION_PARTIAL_FLOATS(D) (16 + QWENOPT_ATTENTION_PADDED(D))
+// Queries, keys, values, sums; scores, bias, probabilities; maximum, total, rescale.
+#define QWENOPT_ATTENTION_WORK_BYTES(D)                                                        \
+  (4 * ((2 * kQueryRows + 2 * kKeyBlock) * QWENOPT_ATTENTION_PADDED(D) +                       \
+        (2 * kQueryRows + kQueryRows / 2) * kKeyBlock + 3 * kQueryRows))
+
+}  // namespace qwenopt

@@ -1,0 +1,90 @@
+// Copies of a key or value block with the keys (scores) or the head (output) in the lanes, and of the query rows.
+#pragma once
+
+#include "attention.h"
+#include "outer_block.h"
+
+namespace qwenopt {
+namespace QWENOPT_ISA_NS {
+
+#if defined(QWENOPT_ISA_BF16)
+// out[d] = (a[d], b[d]) for d < n; whole vectors of 32 are written, zeros past n. b null: zeros.
+static inline void interleave(const bf16* a, const bf16* b, int64_t n, uint32_t* out) {
+  alignas(64) static const uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  for (int64_t d = 0; d < n; d += 32) {
+    const __mmask32 some = half_lanes(int(n - d < 32 ? n - d : 32));
+    const __m512i va = _mm512_maskz_loadu_epi16(some, a + d);
+    const __m512i vb = b ? _mm512_maskz_loadu_epi16(some, b + d) : _mm512_setzero_si512();
+    _mm512_storeu_si512(out + d, _mm512_permutex2var_epi16(va, low, vb));
+    _mm512_storeu_si512(out + d + 16, _mm512_permutex2var_epi16(va, high, vb));
+  }
+}
+#endif
+
+// Row of T -> row of floats, zeros up to a whole vector.
+template <class T>
+static inline void widen_row(const T* from, int64_t n, float* to) {
+  for (int64_t d = 0; d < n; d += W) store(to + d, load_upto(from + d, n - d));
+}
+
+// keys [num_keys, D] -> out[word][kKeyBlock], keys past num_keys zero.
+template <class T>
+static inline void pack_keys(const T* keys, int64_t stride, int num_keys, int64_t D, uint32_t* out) {
+  constexpr int kPack = Compute<T>::PACK;
+  const int64_t words = D / kPack;
+  alignas(64) float wide[W * kMaxHeadDim];
+  for (int j = 0; j < num_keys; j += W) {
+    const int rows = num_keys - j < W ? num_keys - j : W;
+    const uint32_t* row[W];
+    for (int i = 0; i < W; ++i) {
+      const T* key = keys + (j + (i < rows ? i : 0)) * stride;
+      if (sizeof(T) == 2 && kPack == 1) {
+        if (i < rows) widen_row(key, D, wide + i * kMaxHeadDim);
+        row[i] = (const uint32_t*)(wide + i * kMaxHeadDim);
+      } else {
+        row[i] = (const uint32_t*)key;
+      }
+    }
+    for (int64_t c = 0; c < words; c += W) {
+      const uint32_t* at[W];
+      for (int i = 0; i < W; ++i) at[i] = row[i] + c;
+      transpose(at, rows, int(words - c < W ? words - c : W), out + c * kKeyBlock + j, kKeyBlock);
+    }
+  }
+}
+
+// values [num_keys, D] -> out[word of keys][padded D]; returns the number of words.
+template <class T>
+static inline int64_t pack_values(const T* values, int64_t stride, int num_keys, int64_t D, int64_t padded,
+                                  uint32_t* out) {
+#if defined(QWENOPT_ISA_BF16)
+  if constexpr (sizeof(T) == 2) {
+    for (int j = 0; j < num_keys; j += 2) {
+      const T* a = values + j * stride;
+      interleave(a, j + 1 < num_keys ? a + stride : nullptr, D, out + j / 2 * padded);
+    }
+    return (num_keys + 1) / 2;
+  }
+#endif
+  for (int j = 0; j < num_keys; ++j) {
+    float* row = (float*)(out + j * padded);
+    widen_row(values + j * stride, D, row);
+    for (int64_t d = (D + W - 1) / W * W; d < padded; d += W) store(row + d, zero());
+  }
+  return num_keys;
+}
+
+// One query row of T -> words as outer_block reads them.
+template <class T>
+static inline void pack_query(const T* q, int64_t D, uint32_t* out) {
+  if constexpr (Compute<T>::PACK == 2) {
+    __builtin_memcpy(out, q, size_t(D) * sizeof(T));
+  } else {
+    widen_row(q, D, (float*)out);
+  }
+}
+
+}  // namespace QWENOPT_ISA_NS
+}  // namespace qwenopt

@@ -1,0 +1,53 @@
+#include "linear.h"
+
+#include "dot_block.h"
+
+namespace qwenopt {
+namespace QWENOPT_ISA_NS {
+namespace {
+
+constexpr int kCols = 64;
+
+template <class T>
+void finish(const float* sums, const T* bias, T* out, int64_t cols) {
+  for (int64_t n = 0; n < cols; n += W) {
+    F y = load_upto(sums + n, cols - n);
+    if (bias) y = add(y, load_upto(bias + n, cols - n));
+    store_upto(out + n, y, cols - n);
+  }
+}
+
+template <class T>
+void run(const LinearArgs& a, int64_t n0, int64_t n1) {
+  const T* x = (const T*)a.x;
+  const T* weight = (const T*)a.weight;
+  const T* bias = (const T*)a.bias;
+  T* out = (T*)a.out;
+  alignas(64) float sums[kMaxDotRows * kCols];
+  // Columns outside, rows inside: with many rows the 64 weight rows stay in cache while the rows go by.
+  for (int64_t n = n0; n < n1; n += kCols) {
+    const int64_t cols = n1 - n < kCols ? n1 - n : kCols;
+    for (int64_t m0 = 0; m0 < a.M; m0 += kMaxDotRows) {
+      const int rows = a.M - m0 < kMaxDotRows ? int(a.M - m0) : kMaxDotRows;
+      const T* row[kMaxDotRows];
+      for (int m = 0; m < rows; ++m) row[m] = x + (m0 + m) * a.x_stride;
+      dot_block<T>(row, rows, weight + n * a.weight_stride, a.weight_stride, cols, a.K, sums, kCols);
+      for (int m = 0; m < rows; ++m) {
+        finish<T>(sums + m * kCols, bias ? bias + n : nullptr, out + (m0 + m) * a.out_stride + n, cols);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void linear(const LinearArgs& a, int64_t n0, int64_t n1) {
+  if (a.dtype == kBFloat16) {
+    run<bf16>(a, n0, n1);
+  } else {
+    run<float>(a, n0, n1);
+  }
+}
+
+}  // namespace QWENOPT_ISA_NS
+}  // namespace qwenopt

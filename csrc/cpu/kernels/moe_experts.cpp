@@ -1,0 +1,102 @@
+#include "moe_experts.h"
+
+#include "dot_block.h"
+
+namespace qwenopt {
+namespace QWENOPT_ISA_NS {
+namespace {
+
+static_assert(kMoeCols % W == 0, "whole vectors");
+
+inline int min_rows(int64_t left) { return left < kMaxDotRows ? int(left) : kMaxDotRows; }
+
+template <class T>
+void gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1) {
+  const T* gate = (const T*)a.gate_up + r.expert * 2 * a.I * a.N;
+  const T* up = gate + a.I * a.N;
+  alignas(64) float g[kMaxDotRows * kMoeCols], u[kMaxDotRows * kMoeCols];
+  for (int64_t c = c0; c < c1; c += kMoeCols) {
+    const int64_t cols = c1 - c < kMoeCols ? c1 - c : kMoeCols;
+    for (int64_t m0 = 0; m0 < r.count; m0 += kMaxDotRows) {
+      const int rows = min_rows(r.count - m0);
+      const T* x[kMaxDotRows];
+      for (int m = 0; m < rows; ++m) x[m] = (const T*)a.x + r.pairs[m0 + m] / a.K * a.x_stride;
+      dot_block<T>(x, rows, gate + c * a.N, a.N, cols, a.N, g, kMoeCols);
+      dot_block<T>(x, rows, up + c * a.N, a.N, cols, a.N, u, kMoeCols);
+      for (int m = 0; m < rows; ++m) {
+        T* hidden = (T*)a.hidden + (r.first + m0 + m) * a.I + c;
+        for (int64_t i = 0; i < cols; i += W) {
+          const F gate_part = round_to<T>(load(g + m * kMoeCols + i)), up_part = round_to<T>(load(u + m * kMoeCols + i));
+          store_upto(hidden + i, mul(round_to<T>(silu(gate_part)), up_part), cols - i);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void down(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1) {
+  const T* weight = (const T*)a.down + r.expert * a.N * a.I;
+  alignas(64) float y[kMaxDotRows * kMoeCols];
+  for (int64_t c = c0; c < c1; c += kMoeCols) {
+    const int64_t cols = c1 - c < kMoeCols ? c1 - c : kMoeCols;
+    for (int64_t m0 = 0; m0 < r.count; m0 += kMaxDotRows) {
+      const int rows = min_rows(r.count - m0);
+      const T* hidden[kMaxDotRows];
+      for (int m = 0; m < rows; ++m) hidden[m] = (const T*)a.hidden + (r.first + m0 + m) * a.I;
+      dot_block<T>(hidden, rows, weight + c * a.I, a.I, cols, a.I, y, kMoeCols);
+      for (int m = 0; m < rows; ++m) {
+        const int64_t pair = r.pairs[m0 + m];
+        const F scale = set1(to_float(((const T*)a.weights)[pair]));
+        T* to = (T*)a.weighted + pair * a.N + c;
+        for (int64_t i = 0; i < cols; i += W) {
+          store_upto(to + i, mul(round_to<T>(load(y + m * kMoeCols + i)), scale), cols - i);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void combine(const MoeExpertsArgs& a, int64_t token0, int64_t token1) {
+  for (int64_t t = token0; t < token1; ++t) {
+    for (int64_t n = 0; n < a.N; n += W) {
+      F sum = zero();
+      for (int64_t j = 0; j < a.K; ++j) {
+        const int64_t pair = t * a.K + j;
+        if (a.indices[pair] == a.E) continue;
+        sum = add(sum, load_upto((const T*)a.weighted + pair * a.N + n, a.N - n));
+      }
+      store_upto((T*)a.out + t * a.N + n, sum, a.N - n);
+    }
+  }
+}
+
+}  // namespace
+
+void moe_gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1) {
+  if (a.dtype == kBFloat16) {
+    gate_up<bf16>(a, r, c0, c1);
+  } else {
+    gate_up<float>(a, r, c0, c1);
+  }
+}
+
+void moe_down(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1) {
+  if (a.dtype == kBFloat16) {
+    down<bf16>(a, r, c0, c1);
+  } else {
+    down<float>(a, r, c0, c1);
+  }
+}
+
+void moe_combine(const MoeExpertsArgs& a, int64_t token0, int64_t token1) {
+  if (a.dtype == kBFloat16) {
+    combine<bf16>(a, token0, token1);
+  } else {
+    combine<float>(a, token0, token1);
+  }
+}
+
+}  // namespace QWENOPT_ISA_NS
+}  // namespace qwenopt

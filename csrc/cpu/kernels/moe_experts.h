@@ -1,0 +1,36 @@
+// moe_experts: the chosen experts' SwiGLU blocks and their weighted sum.
+#pragma once
+
+#include "types.h"
+
+namespace qwenopt {
+
+struct MoeExpertsArgs {
+  const void* x;           // [T, N], rows x_stride apart
+  const int64_t* indices;  // [T, K]; E means skip
+  const void* weights;     // [T, K]
+  const void* gate_up;     // [E, 2I, N]
+  const void* down;        // [E, N, I]
+  void* out;               // [T, N] contiguous
+  void* hidden;            // scratch [T * K, I], pairs in expert order
+  void* weighted;          // scratch [T * K, N], pairs in token order
+  int64_t T, N, I, E, K, x_stride;
+  int dtype;
+};
+
+// The (token, choice) pairs of one expert: pairs[0..count) are t * K + j, and their hidden rows start at `first`.
+struct ExpertRows {
+  const int32_t* pairs;
+  int64_t expert, count, first;
+};
+
+// hidden[:, c0..c1) = silu(x @ gate.T) * (x @ up.T)
+QWENOPT_DECLARE_KERNEL(void moe_gate_up(const MoeExpertsArgs& args, const ExpertRows& rows, int64_t c0, int64_t c1))
+// weighted[:, c0..c1) = round(hidden @ down.T) * weight
+QWENOPT_DECLARE_KERNEL(void moe_down(const MoeExpertsArgs& args, const ExpertRows& rows, int64_t c0, int64_t c1))
+// out[t] = sum over j of weighted[t, j], tokens token0..token1
+QWENOPT_DECLARE_KERNEL(void moe_combine(const MoeExpertsArgs& args, int64_t token0, int64_t token1))
+
+constexpr int64_t kMoeCols = 64;  // columns of one pass through the sums buffer
+
+}  // namespace qwenopt

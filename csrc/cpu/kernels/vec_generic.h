@@ -1,0 +1,112 @@
+// Four floats through the compiler's vector extension: SSE2 on x86-64, NEON on Arm, scalar elsewhere.
+#pragma once
+
+namespace qwenopt {
+namespace QWENOPT_ISA_NS {
+
+typedef float F __attribute__((vector_size(16)));
+typedef int32_t I __attribute__((vector_size(16)));
+typedef uint32_t U __attribute__((vector_size(16)));
+constexpr int W = 4;
+constexpr int kTileRows = 4, kTileCols = 2;  // of Dot: accumulators that fit 16 registers
+constexpr int kOuterRows = 4, kOuterVecs = 2;
+
+static inline F set1(float x) { return F{x, x, x, x}; }
+static inline F zero() { return set1(0.0f); }
+static inline F add(F a, F b) { return a + b; }
+static inline F sub(F a, F b) { return a - b; }
+static inline F mul(F a, F b) { return a * b; }
+static inline F div(F a, F b) { return a / b; }
+static inline F fma(F a, F b, F c) { return a * b + c; }
+// Like the x86 instructions: the second operand when either is a NaN.
+static inline F vmax(F a, F b) { return a > b ? a : b; }
+static inline F vmin(F a, F b) { return a < b ? a : b; }
+static inline float hsum(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+static inline float hmax(F x) {
+  const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
+  return a > b ? a : b;
+}
+static inline void hsum4(F a, F b, F c, F d, float* out) {
+  out[0] = hsum(a);
+  out[1] = hsum(b);
+  out[2] = hsum(c);
+  out[3] = hsum(d);
+}
+
+static inline F load(const float* p) {
+  F out;
+  __builtin_memcpy(&out, p, 16);
+  return out;
+}
+static inline F load(const bf16* p) {
+  U bits = {p[0].bits, p[1].bits, p[2].bits, p[3].bits};
+  return (F)(bits << 16);
+}
+static inline F load_n(const float* p, int n) {
+  F out = zero();
+  for (int i = 0; i < n; ++i) out[i] = p[i];
+  return out;
+}
+static inline F load_n(const bf16* p, int n) {
+  U bits = {0, 0, 0, 0};
+  for (int i = 0; i < n; ++i) bits[i] = p[i].bits;
+  return (F)(bits << 16);
+}
+
+static inline U bf16_bits(F x) {
+  const U bits = (U)x;
+  const U rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return ((U)(x == x) & rounded) | ((U)(x != x) & 0x7fc00000u);
+}
+static inline void store(float* p, F x) { __builtin_memcpy(p, &x, 16); }
+static inline void store_n(float* p, F x, int n) {
+  for (int i = 0; i < n; ++i) p[i] = x[i];
+}
+static inline void store(bf16* p, F x) {
+  const U bits = bf16_bits(x) >> 16;
+  for (int i = 0; i < 4; ++i) p[i].bits = uint16_t(bits[i]);
+}
+static inline void store_n(bf16* p, F x, int n) {
+  const U bits = bf16_bits(x) >> 16;
+  for (int i = 0; i < n; ++i) p[i].bits = uint16_t(bits[i]);
+}
+
+template <class T>
+static inline F round_to(F x);
+template <>
+inline F round_to<float>(F x) {
+  return x;
+}
+template <>
+inline F round_to<bf16>(F x) {
+  return (F)(bf16_bits(x) & 0xffff0000u);
+}
+
+static inline F round_int(F x) {
+  const F magic = set1(12582912.0f);
+  return (x + magic) - magic;
+}
+// p * 2^n in two steps, because 2^n alone may leave the float range.
+static inline F scale2(F p, F n) {
+  const I k = __builtin_convertvector(n, I), half = k >> 1, rest = k - half;
+  return p * (F)((half + 127) << 23) * (F)((rest + 127) << 23);
+}
+
+template <class T>
+struct Dot {
+  using X = F;
+  static constexpr int STEP = W;
+  static X load(const T* p) { return QWENOPT_ISA_NS::load(p); }
+  static X load_n(const T* p, int n) { return QWENOPT_ISA_NS::load_n(p, n); }
+  static F step(F acc, X a, X b) { return fma(a, b, acc); }
+};
+
+// rows[j][0..cols) of 32-bit words -> out[c * stride + j]; missing rows are zero.
+static inline void transpose(const uint32_t* const* rows, int num_rows, int cols, uint32_t* out, int64_t stride) {
+  for (int c = 0; c < cols; ++c) {
+    for (int j = 0; j < W; ++j) out[c * stride + j] = j < num_rows ? rows[j][c] : 0;
+  }
+}
+
+}  // namespace QWENOPT_ISA_NS
+}  // namespace qwenopt

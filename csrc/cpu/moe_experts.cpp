@@ -1,0 +1,140 @@
+// moe_experts: pairs are sorted by expert, so that each hit expert's weights are read once for all of its tokens.
+#include "kernels/moe_experts.h"
+
+#include "op_common.h"
+#include "ops.h"
+
+namespace qwenopt {
+namespace {
+
+// A work item is a run of this many columns of one expert: about 256 KB of gate and up rows, or 200 KB of down rows, at
+// the sizes of 30B-A3B. Large enough to stream, small enough to stay in L2 when an expert has more than 32 tokens.
+constexpr int64_t kGateUpCols = 32;
+constexpr int64_t kDownCols = 128;
+
+int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+struct Scratch {
+  int64_t hidden, weighted, pairs, experts, total;  // byte offsets, then the size
+};
+
+Scratch layout(int64_t T, int64_t N, int64_t I, int64_t E, int64_t K, int dtype) {
+  Scratch s;
+  int64_t at = 64;  // room to align the start
+  s.hidden = at;
+  at += aligned(T * K * I * dtype_bytes(dtype));
+  s.weighted = at;
+  at += aligned(T * K * N * dtype_bytes(dtype));
+  s.pairs = at;
+  at += aligned(T * K * int64_t(sizeof(int32_t)));
+  s.experts = at;
+  at += aligned((E + 1) * int64_t(sizeof(ExpertRows)));
+  s.total = at;
+  return s;
+}
+
+// Counting sort of the pairs by expert, token order kept; returns how many experts were hit.
+int64_t group_pairs(const MoeExpertsArgs& a, int32_t* pairs, ExpertRows* experts) {
+  for (int64_t e = 0; e <= a.E; ++e) experts[e] = {pairs, e, 0, 0};
+  for (int64_t p = 0; p < a.T * a.K; ++p) ++experts[a.indices[p]].count;
+  int64_t first = 0;
+  for (int64_t e = 0; e <= a.E; ++e) {
+    experts[e].first = first;
+    experts[e].pairs = pairs + first;
+    first += experts[e].count;
+    experts[e].count = 0;
+  }
+  for (int64_t p = 0; p < a.T * a.K; ++p) {
+    ExpertRows& rows = experts[a.indices[p]];
+    pairs[rows.first + rows.count++] = int32_t(p);
+  }
+  int64_t hit = 0;
+  for (int64_t e = 0; e < a.E; ++e) {
+    if (experts[e].count > 0) experts[hit++] = experts[e];
+  }
+  return hit;
+}
+
+void run_moe_experts(const MoeExpertsArgs& args, const ExpertRows* experts, int64_t hit, int threads, int isa) {
+  const auto gate_up = QWENOPT_PICK(isa, moe_gate_up);
+  const auto down = QWENOPT_PICK(isa, moe_down);
+  const auto combine = QWENOPT_PICK(isa, moe_combine);
+  const int64_t gate_up_tiles = (args.I + kGateUpCols - 1) / kGateUpCols;
+  const int64_t down_tiles = (args.N + kDownCols - 1) / kDownCols;
+  std::atomic<int64_t> next_gate_up{0}, next_down{0};
+  in_team(threads, [&](const Team& team) {
+    for (int64_t item; (item = next_gate_up.fetch_add(1, std::memory_order_relaxed)) < hit * gate_up_tiles;) {
+      const int64_t c0 = item % gate_up_tiles * kGateUpCols, c1 = c0 + kGateUpCols;
+      gate_up(args, experts[item / gate_up_tiles], c0, c1 < args.I ? c1 : args.I);
+    }
+    team.barrier();
+    for (int64_t item; (item = next_down.fetch_add(1, std::memory_order_relaxed)) < hit * down_tiles;) {
+      const int64_t c0 = item % down_tiles * kDownCols, c1 = c0 + kDownCols;
+      down(args, experts[item / down_tiles], c0, c1 < args.N ? c1 : args.N);
+    }
+    team.barrier();
+    int64_t begin, end;
+    team.share(args.T, &begin, &end);
+    if (begin < end) combine(args, begin, end);
+  });
+}
+
+void check_sizes(int64_t T, int64_t N, int64_t I, int64_t E, int64_t K) {
+  check_size("moe_experts", "T", T);
+  check_size("moe_experts", "N", N, 1);
+  check_size("moe_experts", "I", I, 1);
+  check_size("moe_experts", "E", E, 1);
+  check_size("moe_experts", "K", K, 1);
+  QWENOPT_CHECK(T * K < (int64_t(1) << 31), "moe_experts: ", T, " tokens times ", K,
+                " experts each; there must be fewer than 2^31 pairs");
+}
+
+int64_t scratch_bytes_py(int64_t T, int64_t N, int64_t I, int64_t E, int64_t K, int dtype, int threads) {
+  check_common("moe_experts_scratch_bytes", dtype, threads);
+  check_sizes(T, N, I, E, K);
+  return layout(T, N, I, E, K, dtype).total;
+}
+
+void moe_experts_py(uintptr_t x, uintptr_t indices, uintptr_t weights, uintptr_t gate_up, uintptr_t down, uintptr_t out,
+                    uintptr_t scratch, int64_t T, int64_t N, int64_t I, int64_t E, int64_t K, int64_t x_stride,
+                    int dtype, int threads, int isa) {
+  const char* op = "moe_experts";
+  check_common(op, dtype, threads);
+  check_sizes(T, N, I, E, K);
+  isa = resolve_isa(op, isa);
+  if (T == 0) return;
+  check_pointer(op, "x", x);
+  check_pointer(op, "indices", indices);
+  check_pointer(op, "weights", weights);
+  check_pointer(op, "gate_up", gate_up);
+  check_pointer(op, "down", down);
+  check_pointer(op, "out", out);
+  check_pointer(op, "scratch", scratch);
+  const int64_t* ids = pointer<const int64_t>(indices);
+  for (int64_t p = 0; p < T * K; ++p) {
+    QWENOPT_CHECK_RANGE(ids[p] >= 0 && ids[p] <= E, op, ": expert id ", ids[p], " of ", E,
+                        " experts; ids must be 0..", E - 1, ", or ", E, " to skip");
+  }
+  const Scratch s = layout(T, N, I, E, K, dtype);
+  char* base = pointer<char>(scratch / 64 * 64);
+  const MoeExpertsArgs args{pointer(x),      ids,               pointer(weights), pointer(gate_up),
+                            pointer(down),   pointer(out),      base + s.hidden,  base + s.weighted,
+                            T, N, I, E, K, x_stride, dtype};
+  ExpertRows* experts = reinterpret_cast<ExpertRows*>(base + s.experts);
+  const int64_t hit = group_pairs(args, reinterpret_cast<int32_t*>(base + s.pairs), experts);
+  if (T * K * N * I <= 64 * 1024) threads = 1;
+  run_moe_experts(args, experts, hit, threads, isa);
+}
+
+}  // namespace
+
+void register_moe_experts(py::module_& m) {
+  m.def("moe_experts", &moe_experts_py, "The chosen experts' SwiGLU blocks and their weighted sum", Release(),
+        py::arg("x"), py::arg("indices"), py::arg("weights"), py::arg("gate_up"), py::arg("down"), py::arg("out"),
+        py::arg("scratch"), py::arg("T"), py::arg("N"), py::arg("I"), py::arg("E"), py::arg("K"), py::arg("x_stride"),
+        py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);
+  m.def("moe_experts_scratch_bytes", &scratch_bytes_py, "Bytes of scratch that moe_experts needs", py::arg("T"),
+        py::arg("N"), py::arg("I"), py::arg("E"), py::arg("K"), py::arg("dtype"), py::arg("threads"));
+}
+
+}  // namespace qwenopt

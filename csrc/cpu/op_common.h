@@ -1,0 +1,51 @@
+// What every CPU op's registration needs: checks shared by all, and the choice of a kernel by instruction set.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "../common/check.h"
+#include "../common/cpu_isa.h"
+#include "kernels/types.h"
+#include "parallel.h"
+
+namespace qwenopt {
+
+namespace py = pybind11;
+
+using Release = py::call_guard<py::gil_scoped_release>;
+
+template <class T = void>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+inline int64_t dtype_bytes(int dtype) { return dtype == kBFloat16 ? 2 : 4; }
+
+inline void check_common(const char* op, int dtype, int threads) {
+  QWENOPT_CHECK(dtype == kFloat32 || dtype == kBFloat16, op, ": dtype code ", dtype,
+                "; dtype must be 0 (float32) or 1 (bfloat16)");
+  QWENOPT_CHECK(threads >= 1, op, ": ", threads, " threads; threads must be at least 1");
+}
+
+inline void check_pointer(const char* op, const char* name, uintptr_t address) {
+  QWENOPT_CHECK(address != 0, op, ": ", name, " is a null pointer; it must be the address of the tensor's data");
+}
+
+inline void check_size(const char* op, const char* name, int64_t value, int64_t least = 0) {
+  QWENOPT_CHECK(value >= least, op, ": ", name, " is ", value, "; it must be at least ", least);
+}
+
+}  // namespace qwenopt
+
+// Kernel files are compiled once per instruction set into namespaces of that name; these two macros declare and pick.
+#if QWENOPT_X86
+#define QWENOPT_PICK(isa, fn)                    \
+  ((isa) == ::qwenopt::kAvx512Bf16 ? avx512bf16::fn \
+   : (isa) == ::qwenopt::kAvx512   ? avx512::fn     \
+   : (isa) == ::qwenopt::kAvx2     ? avx2::fn       \
+                                   : generic::fn)
+#else
+#define QWENOPT_PICK(isa, fn) (generic::fn)
+#endif

@@ -1,0 +1,18 @@
+// One register function per op; module.cpp calls them all.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace qwenopt {
+
+void register_linear(pybind11::module_& m);
+void register_rms_norm(pybind11::module_& m);
+void register_add_rms_norm(pybind11::module_& m);
+void register_qk_norm_rope(pybind11::module_& m);
+void register_silu_mul(pybind11::module_& m);
+void register_moe_route(pybind11::module_& m);
+void register_moe_experts(pybind11::module_& m);
+void register_attention(pybind11::module_& m);
+void register_probe(pybind11::module_& m);
+
+}  // namespace qwenopt

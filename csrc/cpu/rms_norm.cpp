@@ -1,0 +1,33 @@
+// rms_norm: each row over its root mean square, times a weight.
+#include "kernels/rms_norm.h"
+
+#include "op_common.h"
+#include "ops.h"
+
+namespace qwenopt {
+namespace {
+
+void rms_norm_py(uintptr_t x, uintptr_t weight, uintptr_t out, int64_t rows, int64_t cols, int64_t x_stride, double eps,
+                 int dtype, int threads, int isa) {
+  check_common("rms_norm", dtype, threads);
+  check_size("rms_norm", "rows", rows);
+  check_size("rms_norm", "cols", cols, 1);
+  const auto kernel = QWENOPT_PICK(resolve_isa("rms_norm", isa), rms_norm);
+  if (rows == 0) return;
+  check_pointer("rms_norm", "x", x);
+  check_pointer("rms_norm", "weight", weight);
+  check_pointer("rms_norm", "out", out);
+  const RmsNormArgs args{pointer(x), nullptr, pointer(weight), pointer(out), nullptr, rows, cols, x_stride, 0, eps,
+                         dtype};
+  over_rows(rows, cols, threads, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+}  // namespace
+
+void register_rms_norm(py::module_& m) {
+  m.def("rms_norm", &rms_norm_py, "out = weight * round(x / rms(x))", Release(), py::arg("x"), py::arg("weight"),
+        py::arg("out"), py::arg("rows"), py::arg("cols"), py::arg("x_stride"), py::arg("eps"), py::arg("dtype"),
+        py::arg("threads"), py::arg("isa") = -1);
+}
+
+}  // namespace qwenopt

@@ -1,0 +1,33 @@
+// silu_mul: the gate of a SwiGLU block.
+#include "kernels/silu_mul.h"
+
+#include "op_common.h"
+#include "ops.h"
+
+namespace qwenopt {
+namespace {
+
+void silu_mul_py(uintptr_t gate, uintptr_t up, uintptr_t out, int64_t rows, int64_t cols, int64_t gate_stride,
+                 int64_t up_stride, int dtype, int threads, int isa) {
+  check_common("silu_mul", dtype, threads);
+  check_size("silu_mul", "rows", rows);
+  check_size("silu_mul", "cols", cols);
+  const auto kernel = QWENOPT_PICK(resolve_isa("silu_mul", isa), silu_mul);
+  if (rows == 0 || cols == 0) return;
+  check_pointer("silu_mul", "gate", gate);
+  check_pointer("silu_mul", "up", up);
+  check_pointer("silu_mul", "out", out);
+  const SiluMulArgs args{pointer(gate), pointer(up), pointer(out), rows, cols, gate_stride, up_stride, dtype};
+  // One element costs about four of a norm: the exponential and the division.
+  over_rows(rows, 4 * cols, threads, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+}  // namespace
+
+void register_silu_mul(py::module_& m) {
+  m.def("silu_mul", &silu_mul_py, "out = silu(gate) * up", Release(), py::arg("gate"), py::arg("up"), py::arg("out"),
+        py::arg("rows"), py::arg("cols"), py::arg("gate_stride"), py::arg("up_stride"), py::arg("dtype"),
+        py::arg("threads"), py::arg("isa") = -1);
+}
+
+}  // namespace qwenopt

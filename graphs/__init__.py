@@ -1,0 +1,51 @@
+"""What to look for in a Qwen3 graph and what to put there: Dynamo's FX graph -> the same graph on `qwenopt::` ops."""
+
+from __future__ import annotations
+
+if __name__ != "qwenopt.graphs":
+    raise ImportError("import qwenopt.graphs, not graphs: a second copy of the package would match everything twice")
+
+from collections.abc import Callable, Collection
+
+from torch.fx import GraphModule
+
+from qwenopt.graphs.add_rms_norm import raise_add_rms_norm
+from qwenopt.graphs.attention import raise_attention
+from qwenopt.graphs.canonicalize import canonicalize
+from qwenopt.graphs.context import Context, Raised
+from qwenopt.graphs.linear import raise_linear
+from qwenopt.graphs.misses import misses
+from qwenopt.graphs.moe_experts import raise_moe_experts
+from qwenopt.graphs.moe_route import raise_moe_route
+from qwenopt.graphs.qk_norm_rope import raise_qk_norm_rope
+from qwenopt.graphs.rms_norm import raise_rms_norm
+from qwenopt.graphs.silu_mul import raise_silu_mul
+
+Pass = Callable[[Context], None]
+
+# The order of all passes. The name is the op whose sites the pass makes (what `disable` names); "" always runs.
+PASSES: list[tuple[str, Pass]] = [
+    ("", canonicalize),  # first: every pattern below is written without no-op casts
+    ("moe_experts", raise_moe_experts),  # before silu_mul: the expert MLP contains one
+    ("moe_route", raise_moe_route),  # after moe_experts: then the router's results have one reader each
+    ("qk_norm_rope", raise_qk_norm_rope),  # before rms_norm: query and key norms would be taken for layer norms
+    ("attention", raise_attention),  # anywhere; before linear, which it feeds
+    ("rms_norm", raise_rms_norm),
+    ("add_rms_norm", raise_add_rms_norm),  # after rms_norm: it is the sum in front of a raised norm
+    ("silu_mul", raise_silu_mul),
+    ("linear", raise_linear),  # last: single nodes, nothing depends on them
+]
+
+
+def raise_graph(gm: GraphModule, *, disable: Collection[str] = (), verify: bool = False) -> Context:
+    """Rewrite a Dynamo graph in place onto `qwenopt::` ops; returns the context with sites, raised nodes and misses."""
+    ctx = Context(gm, verify=verify)
+    for name, run in PASSES:
+        if name not in disable:
+            run(ctx)
+    gm.graph.lint()
+    gm.recompile()
+    return ctx
+
+
+__all__ = ["PASSES", "Context", "Raised", "misses", "raise_graph"]

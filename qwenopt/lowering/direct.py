@@ -1,0 +1,55 @@
+"""raised graph  ->  a flat plan that calls the kernels one after another, without Inductor
+
+The plan is the graph's own generated code with every raised op bound to its kernel function, so a step pays no
+dispatcher, no guards of its own and no compile beyond Dynamo's trace. Everything that was not raised runs as it stood,
+in its place, so mutation keeps its order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qwenopt.graphs import Raised, spelling
+from qwenopt.report import Site
+
+# Parts of names of operations whose time is not a rounding error: any of them left unraised sends the graph to
+# Inductor under lowering="auto".
+_HEAVY = ("linear", "matmul", "mm", "conv", "scaled_dot_product", "einsum", "attention", "lstm", "gru")
+
+
+def heavy_leftovers(gm: GraphModule, raised: Iterable[Raised]) -> list[str]:
+    """Names of heavy nodes that are not raised."""
+    mine = {r.node for r in raised}
+    return [n.name for n in gm.graph.nodes if n not in mine and _is_heavy(n)]
+
+
+def _is_heavy(node: Node) -> bool:
+    if node.op not in ("call_function", "call_method"):
+        return node.op == "call_module"
+    name = str(getattr(node.target, "__name__", node.target)).lower()
+    if name in ("rmatmul", "imatmul", "__matmul__"):
+        return True
+    return any(part in name for part in _HEAVY) and name not in ("is_nonzero", "_convert_element_type", "convert")
+
+
+def lower(gm: GraphModule, raised: Sequence[Raised], sites: Sequence[Site]) -> Callable[..., Any]:
+    """Bind every raised op to its provider, or to its reference where none fits, and return the plan."""
+    for r, site in zip(raised, sites, strict=True):
+        choice = r.op.choose([spelling.fake(a) for a in r.node.args])
+        if choice.provider is not None:
+            r.node.target, site.provider = choice.provider.fn, choice.provider.name
+        else:
+            r.node.target, site.provider, site.fallback = r.op.reference, "reference", choice.reason
+    gm.graph.lint()
+    gm.recompile()
+    forward = gm.forward
+
+    def plan(*args: Any) -> Any:
+        with torch.no_grad():
+            return forward(*args)
+
+    return plan

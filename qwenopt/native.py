@@ -1,0 +1,5 @@
+def why_not():
+    return "not built yet"
+def available():
+    return False
+

@@ -1,0 +1,126 @@
+"""attention: scaled dot-product attention with grouped key/value heads over the keys present."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qwenopt.ops import cpu
+from qwenopt.ops.op import Op
+
+# Largest head_dim of the native kernel (its accumulators live on the stack).
+MAX_HEAD_DIM = 256
+_MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    ok = q.dim() == 4 and k.dim() == 4 and v.dim() == 4 and k.shape == v.shape
+    ok = ok and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3] and q.shape[1] % k.shape[1] == 0
+    torch._check(
+        ok,
+        lambda: (
+            f"attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; "
+            "need (B, H, S, D), (B, G, L, D), (B, G, L, D) with H a multiple of G"
+        ),
+    )
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    q_positions: Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> Tensor:
+    """`softmax(q @ k.T * scale + mask) @ v`, each key/value head shared by H / G query heads.
+
+    q [B, H, S, D]; k and v [B, G, L, D]; mask broadcastable to [B, H, S, L], bool (True: visible) or additive float.
+    Row i sees key j iff the mask allows it and j <= q_positions[i] (int64 [S], if given) and j <= i (if `is_causal`).
+    Returns [B, H, S, D], laid out as a transposed [B, S, H, D].
+    """
+    _check(q, k, v)
+    groups, length = k.shape[1], k.shape[2]
+    if groups != q.shape[1]:
+        k = k.repeat_interleave(q.shape[1] // groups, dim=1)
+        v = v.repeat_interleave(q.shape[1] // groups, dim=1)
+    if q_positions is not None:
+        keys = torch.arange(length, device=q.device)
+        visible = keys[None, :] <= q_positions[:, None]
+        mask = visible if mask is None else (mask & visible if mask.dtype == torch.bool else mask.where(visible, -torch.inf))
+    if is_causal and mask is not None:
+        keys = torch.arange(length, device=q.device)
+        visible = keys[None, :] <= torch.arange(q.shape[2], device=q.device)[:, None]
+        mask = mask & visible if mask.dtype == torch.bool else mask.where(visible, -torch.inf)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal and mask is None, scale=scale
+    )
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+ATTENTION = Op(attention)
+
+
+def _accepts(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, q_positions: Tensor | None, is_causal: bool, scale: float
+) -> str | None:
+    dim = q.shape[-1]
+    if not isinstance(dim, int) or dim > MAX_HEAD_DIM or dim % 2:
+        return f"head_dim {dim} (kernel: even, at most {MAX_HEAD_DIM})"
+    if mask is not None and (mask.dim() != 4 or mask.dtype not in _MASK_KINDS):
+        return f"mask {mask.dtype} of {mask.dim()} dimensions (kernel: bool, float32 or bfloat16 of 4)"
+    return cpu.one_dtype(q, k, v) or cpu.last_dim_contiguous(q=q, k=k, v=v)
+
+
+def _mask_numbers(mask: Tensor | None, shape: tuple[int, int, int, int]) -> tuple[int, tuple[int, ...], int]:
+    """Address, strides (0 where broadcast) and kind of a mask for the native call."""
+    if mask is None:
+        return 0, (0, 0, 0, 0), 0
+    strides = mask.expand(shape).stride()
+    return mask.data_ptr(), strides, _MASK_KINDS[mask.dtype]
+
+
+@ATTENTION.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def attention_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    q_positions: Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> Tensor:
+    lib, threads = cpu.lib(), cpu.threads()
+    batch, heads, seq, dim = q.shape
+    groups, length = k.shape[1], k.shape[2]
+    address, mask_strides, kind = _mask_numbers(mask, (batch, heads, seq, length))
+    out = torch.empty((batch, seq, heads, dim), dtype=q.dtype)
+    size = lib.attention_scratch_bytes(batch, heads, groups, seq, length, dim, threads)
+    scratch = torch.empty(size, dtype=torch.uint8)
+    lib.attention(
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        address,
+        0 if q_positions is None else q_positions.data_ptr(),
+        out.data_ptr(),
+        scratch.data_ptr(),
+        batch,
+        heads,
+        groups,
+        seq,
+        length,
+        dim,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *mask_strides,
+        kind,
+        is_causal,
+        scale,
+        cpu.code(q),
+        threads,
+    )
+    return out.transpose(1, 2)

@@ -1,0 +1,57 @@
+"""linear: `x @ weight.T + bias` straight from the row-major weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qwenopt.ops import cpu
+from qwenopt.ops.op import Op
+
+# Up to this many rows the native kernel streams the weight once; beyond it oneDNN and MKL win. Decided inside the
+# provider, not at compile time, so that one graph serves every batch.
+MAX_ROWS = 16
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` [..., K] times `weight` [N, K] transposed, plus `bias` [N] if given; returns [..., N] in one dtype."""
+    torch._check(
+        weight.dim() == 2 and x.dim() >= 1 and x.shape[-1] == weight.shape[1],
+        lambda: f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)}; weight must be (N, {x.shape[-1]})",
+    )
+    return F.linear(x, weight, bias)
+
+
+LINEAR = Op(linear)
+
+
+def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    if weight.dim() != 2:
+        return f"weight has {weight.dim()} dimensions"
+    return cpu.one_dtype(x, weight, bias) or cpu.last_dim_contiguous(weight=weight)
+
+
+@LINEAR.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    n, k = weight.shape
+    rows = x.numel() // k if k else 0
+    if rows > MAX_ROWS or rows == 0:
+        return F.linear(x, weight, bias)
+    x = cpu.as_rows(x)
+    out = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
+    cpu.lib().linear(
+        x.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        rows,
+        n,
+        k,
+        k,
+        weight.stride(0),
+        n,
+        cpu.code(x),
+        cpu.threads(),
+    )
+    return out

@@ -1,0 +1,97 @@
+"""moe_experts: the expert MLPs of a mixture-of-experts layer, routed tokens in, weighted sum out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qwenopt.ops import cpu
+from qwenopt.ops.op import Op
+from qwenopt.ops.silu_mul import silu_mul
+
+
+def _check_shapes(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> None:
+    ok = x.dim() == 2 and indices.dim() == 2 and gate_up_proj.dim() == 3 and down_proj.dim() == 3
+    ok = ok and indices.shape == weights.shape and indices.shape[0] == x.shape[0]
+    ok = ok and gate_up_proj.shape[2] == x.shape[1] and down_proj.shape[1] == x.shape[1]
+    ok = ok and gate_up_proj.shape[0] == down_proj.shape[0] and gate_up_proj.shape[1] == 2 * down_proj.shape[2]
+    torch._check(
+        ok,
+        lambda: (
+            f"moe_experts: x {tuple(x.shape)}, indices {tuple(indices.shape)}, weights {tuple(weights.shape)}, "
+            f"gate_up_proj {tuple(gate_up_proj.shape)}, down_proj {tuple(down_proj.shape)}; "
+            "need (T, N), (T, K), (T, K), (E, 2I, N), (E, N, I)"
+        ),
+    )
+
+
+def moe_experts(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    """Sum over the K experts of each token of `weight * down(silu(gate(x)) * up(x))`.
+
+    x [T, N]; indices [T, K] int64 in 0..E (E itself means "not mine" and adds nothing, as in expert parallelism);
+    weights [T, K]; gate_up_proj [E, 2I, N]; down_proj [E, N, I]. Returns [T, N] in `x.dtype`. The weighted rows are
+    summed in float32 and rounded once. Raises IndexError for any other id.
+    """
+    _check_shapes(x, indices, weights, gate_up_proj, down_proj)
+    num_experts = gate_up_proj.shape[0]
+    bad = indices[(indices < 0) | (indices > num_experts)]
+    if bad.numel():
+        raise IndexError(
+            f"moe_experts: expert id {int(bad[0])} of {num_experts} experts; "
+            f"ids must be 0..{num_experts - 1}, or {num_experts} to skip"
+        )
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for expert in indices.unique().tolist():
+        if expert == num_experts:
+            continue
+        token, slot = torch.where(indices == expert)
+        gate, up = F.linear(x[token], gate_up_proj[expert]).chunk(2, dim=-1)
+        rows = F.linear(silu_mul(gate, up), down_proj[expert]) * weights[token, slot, None]
+        out.index_add_(0, token, rows.to(torch.float32))
+    return out.to(x.dtype)
+
+
+def _fake(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    _check_shapes(x, indices, weights, gate_up_proj, down_proj)
+    return x.new_empty(x.shape)
+
+
+MOE_EXPERTS = Op(moe_experts, fake=_fake)
+
+
+def _accepts(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> str | None:
+    return cpu.one_dtype(x, weights, gate_up_proj, down_proj) or cpu.contiguous(
+        gate_up_proj=gate_up_proj, down_proj=down_proj
+    )
+
+
+@MOE_EXPERTS.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def moe_experts_cpu(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    _check_shapes(x, indices, weights, gate_up_proj, down_proj)
+    lib, threads, dtype = cpu.lib(), cpu.threads(), cpu.code(x)
+    x, indices, weights = cpu.as_rows(x), cpu.as_rows(indices), cpu.as_rows(weights)
+    tokens, hidden = x.shape
+    experts, _, inter = down_proj.shape
+    top_k = indices.shape[1]
+    size = lib.moe_experts_scratch_bytes(tokens, hidden, inter, experts, top_k, dtype, threads)
+    scratch = torch.empty(size, dtype=torch.uint8)
+    out = torch.empty_like(x)
+    lib.moe_experts(
+        x.data_ptr(),
+        indices.data_ptr(),
+        weights.data_ptr(),
+        gate_up_proj.data_ptr(),
+        down_proj.data_ptr(),
+        out.data_ptr(),
+        scratch.data_ptr(),
+        tokens,
+        hidden,
+        inter,
+        experts,
+        top_k,
+        hidden,
+        dtype,
+        threads,
+    )
+    return out

@@ -1,0 +1,54 @@
+"""moe_route: router logits to the top-k experts of each token and their weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qwenopt.ops import cpu
+from qwenopt.ops.op import Op
+
+
+def moe_route(logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
+    """Softmax `logits` [T, E] in float32 and keep the `top_k` largest of each row.
+
+    Returns `(weights, indices)`: weights [T, K] in `logits.dtype`, divided by their sum before the cast if
+    `norm_topk_prob`; indices [T, K] int64, largest weight first.
+    """
+    torch._check(
+        logits.dim() == 2 and 0 < top_k <= logits.shape[1],
+        lambda: f"moe_route: logits {tuple(logits.shape)}, top_k {top_k}; logits must be (T, E) with E >= top_k >= 1",
+    )
+    probs = torch.softmax(logits, dim=-1, dtype=torch.float32)
+    weights, indices = torch.topk(probs, top_k, dim=-1)
+    if norm_topk_prob:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights.to(logits.dtype), indices
+
+
+MOE_ROUTE = Op(moe_route)
+
+
+def _accepts(logits: Tensor, top_k: int, norm_topk_prob: bool) -> str | None:
+    return cpu.one_dtype(logits) or cpu.contiguous(logits=logits)
+
+
+@MOE_ROUTE.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def moe_route_cpu(logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
+    logits = cpu.as_rows(logits)
+    tokens, experts = logits.shape
+    weights = logits.new_empty((tokens, top_k))
+    indices = torch.empty((tokens, top_k), dtype=torch.int64)
+    cpu.lib().moe_route(
+        logits.data_ptr(),
+        weights.data_ptr(),
+        indices.data_ptr(),
+        tokens,
+        experts,
+        top_k,
+        experts,
+        norm_topk_prob,
+        cpu.code(logits),
+        cpu.threads(),
+    )
+    return weights, indices

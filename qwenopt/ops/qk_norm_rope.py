@@ -1,0 +1,86 @@
+"""qk_norm_rope: per-head rms_norm of queries and keys, then rotary position embedding (Su et al., arXiv 2104.09864)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qwenopt.ops import cpu
+from qwenopt.ops.op import Op
+from qwenopt.ops.rms_norm import rms_norm
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    rotated = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + rotated * sin
+
+
+def qk_norm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Norm and rotate queries and keys.
+
+    q [B, S, H, D], k [B, S, G, D]; q_weight and k_weight [D]; cos and sin [B or 1, S, D] in the dtype of q. Returns
+    q [B, H, S, D] and k [B, G, S, D], laid out as transposed [B, S, heads, D]. D must be even.
+    """
+    torch._check(
+        q.dim() == 4 and k.dim() == 4 and q.shape[-1] == k.shape[-1] and q.shape[:2] == k.shape[:2],
+        lambda: f"qk_norm_rope: q {tuple(q.shape)} and k {tuple(k.shape)}; need (B, S, H, D) and (B, S, G, D)",
+    )
+    torch._check(
+        cos.shape == sin.shape and cos.dim() == 3 and cos.shape[-1] == q.shape[-1] and q.shape[-1] % 2 == 0,
+        lambda: (
+            f"qk_norm_rope: cos {tuple(cos.shape)}, sin {tuple(sin.shape)}, head_dim {q.shape[-1]}; "
+            "need (B or 1, S, D) twice with D even"
+        ),
+    )
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    q_out = _rotate(rms_norm(q, q_weight, eps).transpose(1, 2), cos, sin)
+    k_out = _rotate(rms_norm(k, k_weight, eps).transpose(1, 2), cos, sin)
+    return q_out, k_out
+
+
+QK_NORM_ROPE = Op(qk_norm_rope)
+
+
+def _accepts(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> str | None:
+    return cpu.one_dtype(q, k, q_weight, k_weight, cos, sin) or cpu.last_dim_contiguous(
+        q=q, k=k, q_weight=q_weight, k_weight=k_weight
+    )
+
+
+@QK_NORM_ROPE.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def qk_norm_rope_cpu(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    batch, seq, heads, dim = q.shape
+    groups = k.shape[2]
+    cos, sin = cpu.as_rows(cos), cpu.as_rows(sin)
+    q_out = torch.empty((batch, seq, heads, dim), dtype=q.dtype)
+    k_out = torch.empty((batch, seq, groups, dim), dtype=q.dtype)
+    cpu.lib().qk_norm_rope(
+        q.data_ptr(),
+        k.data_ptr(),
+        q_weight.data_ptr(),
+        k_weight.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        q_out.data_ptr(),
+        k_out.data_ptr(),
+        batch,
+        seq,
+        heads,
+        groups,
+        dim,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        cos.stride(0) if cos.shape[0] > 1 else 0,
+        cos.stride(1),
+        eps,
+        cpu.code(q),
+        cpu.threads(),
+    )
+    return q_out.transpose(1, 2), k_out.transpose(1, 2)

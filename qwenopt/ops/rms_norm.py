@@ -1,0 +1,46 @@
+"""rms_norm: `weight * cast(x / rms(x))`, the norm of Qwen3 (Zhang and Sennrich, 2019, arXiv 1910.07467)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qwenopt.ops import cpu
+from qwenopt.ops.op import Op
+
+
+def check_norm(op: str, x: Tensor, weight: Tensor) -> None:
+    """Raise unless `weight` is one vector as long as the last dimension of `x`."""
+    torch._check(
+        weight.dim() == 1 and x.dim() >= 1 and x.shape[-1] == weight.shape[0],
+        lambda: f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)}; weight must be ({x.shape[-1]},)",
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise the last dimension of `x` [..., N] by its root mean square in float32, cast, then scale by `weight` [N].
+
+    The cast to `x.dtype` comes before the product with `weight`, as in transformers' `Qwen3RMSNorm`.
+    """
+    check_norm("rms_norm", x, weight)
+    h = x.to(torch.float32)
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * h.to(x.dtype)
+
+
+RMS_NORM = Op(rms_norm)
+
+
+def _accepts(x: Tensor, weight: Tensor, eps: float) -> str | None:
+    return cpu.one_dtype(x, weight) or cpu.contiguous(x=x, weight=weight)
+
+
+@RMS_NORM.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x = cpu.as_rows(x)
+    out = torch.empty_like(x)
+    cols = x.shape[-1]
+    cpu.lib().rms_norm(
+        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // cols, cols, cols, eps, cpu.code(x), cpu.threads()
+    )
+    return out

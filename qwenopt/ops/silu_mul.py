@@ -1,0 +1,45 @@
+"""silu_mul: the gate of a SwiGLU MLP, `silu(gate) * up` (Shazeer, 2020, arXiv 2002.05202)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qwenopt.ops import cpu
+from qwenopt.ops.op import Op
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`, elementwise; gate and up [..., I] of one shape and dtype."""
+    torch._check(
+        gate.shape == up.shape,
+        lambda: f"silu_mul: gate {tuple(gate.shape)} and up {tuple(up.shape)} must have one shape",
+    )
+    return F.silu(gate) * up
+
+
+SILU_MUL = Op(silu_mul)
+
+
+def _accepts(gate: Tensor, up: Tensor) -> str | None:
+    return cpu.one_dtype(gate, up) or cpu.contiguous(gate=gate, up=up)
+
+
+@SILU_MUL.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def silu_mul_cpu(gate: Tensor, up: Tensor) -> Tensor:
+    gate, up = cpu.as_rows(gate), cpu.as_rows(up)
+    out = torch.empty_like(gate)
+    cols = gate.shape[-1]
+    cpu.lib().silu_mul(
+        gate.data_ptr(),
+        up.data_ptr(),
+        out.data_ptr(),
+        gate.numel() // cols,
+        cols,
+        cols,
+        cols,
+        cpu.code(gate),
+        cpu.threads(),
+    )
+    return out
