@@ -87,7 +87,7 @@ $(STAMPS)/dev: requirements/test.txt
 $(STAMPS)/native $(STAMPS)/pure: setup.py pyproject.toml $(wildcard MANIFEST.in) $(NATIVE_SOURCES) $(STAMPS)/run
 	@$(if $(NO_CXX),echo "No C++ compiler '$(CXX)': installing without native kernels (QWENOPT_NO_NATIVE=1)."; \
 	  echo "For the fast kernels install one (on Debian and Ubuntu: apt install g++) and run make again.")
-	@echo "Installing qwenopt into $(VENV)$(if $(filter native,$(KIND)), and compiling its native extension (about a minute))"
+	@echo "Installing qwenopt into $(VENV)$(if $(filter native,$(KIND)), and compiling its native extension (a minute or two))"
 	@$(PIP) install --quiet --no-build-isolation --no-deps --editable .
 	@rm -f $(STAMPS)/native $(STAMPS)/pure
 	@touch $@

@@ -13,6 +13,7 @@ from qwenopt.graphs.add_rms_norm import raise_add_rms_norm
 from qwenopt.graphs.attention import raise_attention
 from qwenopt.graphs.canonicalize import canonicalize
 from qwenopt.graphs.context import Context, Raised
+from qwenopt.graphs.functionalize import functionalize
 from qwenopt.graphs.linear import raise_linear
 from qwenopt.graphs.misses import misses
 from qwenopt.graphs.moe_experts import raise_moe_experts
@@ -26,6 +27,7 @@ Pass = Callable[[Context], None]
 # The order of all passes. The name is the op whose sites the pass makes (what `disable` names); "" always runs.
 PASSES: list[tuple[str, Pass]] = [
     ("", canonicalize),  # first: every pattern below is written without no-op casts
+    ("", functionalize),  # before moe_experts, whose rows some versions of transformers mask in place
     ("moe_experts", raise_moe_experts),  # before silu_mul: the expert MLP contains one
     ("moe_route", raise_moe_route),  # after moe_experts: then the router's results have one reader each
     ("qk_norm_rope", raise_qk_norm_rope),  # before rms_norm: query and key norms would be taken for layer norms

@@ -18,8 +18,6 @@ def raise_add_rms_norm(ctx: Context) -> None:
         fakes = [spelling.fake(v) for v in (residual, x)]
         if any(not hasattr(f, "shape") for f in fakes) or fakes[0].shape != fakes[1].shape:
             continue
-        site = next(s for s, r in zip(ctx.sites, ctx.raised, strict=True) if r is norm)
         done = ctx.replace(ADD_RMS_NORM, [norm.node, total], [norm.node, total], (x, residual, weight, eps))
         if done is not None:
-            ctx.sites.remove(site)
             ctx.raised.remove(norm)

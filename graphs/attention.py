@@ -35,13 +35,16 @@ def _raise(ctx: Context, node: Node, args: dict[str, Any]) -> Any:
     if spelling.fake(q).dim() != 4:
         ctx.miss(ATTENTION, node, f"queries of {spelling.fake(q).dim()} dimensions, not (B, H, S, D)")
         return None
+    if not isinstance(args.get("is_causal", False), bool) or isinstance(scale, Node):
+        ctx.miss(ATTENTION, node, "is_causal or scale is computed in the graph")
+        return None
     interior = [node]
     k, v = (_without_repeat(args[name], node, interior) for name in ("k", "v"))
     scale = scale if scale is not None else spelling.fake(q).shape[-1] ** -0.5
     seq, length = spelling.fake(q).shape[2], spelling.fake(k).shape[2]
     positions = query_positions(ctx, mask, node, seq, length) if mask is not None else None
     tail = _tail(node)
-    op_args = (q, k, v, None if positions is not None else mask, positions, bool(args.get("is_causal")), scale)
+    op_args = (q, k, v, None if positions is not None else mask, positions, args.get("is_causal", False), scale)
     note = _note(op_args)
     if tail:
         ctx.replace(ATTENTION, [tail[-1]], [*tail, *interior], op_args, adapt=_transposed, note=note)

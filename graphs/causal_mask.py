@@ -43,9 +43,8 @@ def query_positions(ctx: Context, mask: Any, user: Node, seq: Any, length: Any) 
 def _peel(node: Any) -> Any:
     """See through what does not change a mask: expand, device moves on one device, `true & mask`."""
     while (call := spelling.read(node)) is not None:
-        if call.name == "expand":
-            node = call.args["x"]
-        elif call.name == "cast" and spelling.fake(call.args["x"]).dtype == torch.bool:
+        device_move = call.name == "cast" and spelling.fake(call.args["x"]).dtype == torch.bool
+        if call.name == "expand" or device_move:
             node = call.args["x"]
         elif call.name == "and" and _all_true(call.args["x"]):
             node = call.args["other"]

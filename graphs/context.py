@@ -16,17 +16,18 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from qwenopt.graphs import spelling, verify
 from qwenopt.graphs.pattern import Match, Pattern
 from qwenopt.graphs.storage import Writes, storage_ids
-from qwenopt.ops import Op
-from qwenopt.report import Miss, Site
+from qwenopt.ops import Op, Provider
+from qwenopt.report import Site
 
 
-@dataclass
+@dataclass(eq=False)
 class Raised:
-    """A raised node: the op, the call node and, for ops with several results, the nodes of each result."""
+    """A raised node: the op, the call node, the site in the report, and the provider that will serve it."""
 
     op: Op
     node: Node
-    results: tuple[Node, ...]
+    site: Site
+    provider: Provider | None = None
 
 
 @dataclass
@@ -35,7 +36,6 @@ class Context:
 
     gm: GraphModule
     verify: bool = False
-    sites: list[Site] = field(default_factory=list)
     raised: list[Raised] = field(default_factory=list)
     failures: dict[str, list[tuple[Node, str]]] = field(default_factory=dict)
     _verified: dict[Any, str | None] = field(default_factory=dict)
@@ -43,6 +43,11 @@ class Context:
     def __post_init__(self) -> None:
         self.graph = self.gm.graph
         self.writes = Writes(self.graph)
+
+    @property
+    def sites(self) -> list[Site]:
+        """The sites of all raised nodes, in the order in which the passes found them."""
+        return [r.site for r in self.raised]
 
     def find(self, op: Op, root: str, pattern: Pattern) -> Iterator[Match]:
         """Every match of `pattern` whose root reads as the canonical operation `root`, in program order.
@@ -101,10 +106,8 @@ class Context:
             self.miss(op, roots[0], reason)
             return None
         self._commit(roots, results, interior, added)
-        self.sites.append(Site(op.name, spelling.module_path(call), note))
-        raised = Raised(op, call, tuple(results))
-        self.raised.append(raised)
-        return raised
+        self.raised.append(Raised(op, call, Site(op.name, spelling.module_path(call), note)))
+        return self.raised[-1]
 
     def _results(
         self,

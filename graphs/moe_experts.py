@@ -37,14 +37,22 @@ _COUNTS = Op(
 _OFFSETS = Op("cumsum", {"x": _COUNTS, "dim": Const(0), "dtype": any_("offset_dtype")}, bind="offsets")
 
 
+# Rows whose expert id is the number of experts belong to another rank; the op skips them, here they are zeroed.
+_NOT_MINE = _last(Op("ge", {"x": item(any_("sorted"), 0), "other": any_("experts")}))
+
+
+def _masked(rows: Pattern) -> Pattern:
+    return Either((Op("masked_fill", {"x": rows, "mask": _NOT_MINE, "value": Const(0.0)}), rows))
+
+
 def _grouped(x: Pattern, weight: str, offsets: Pattern) -> Pattern:
     matrix = Op("transpose", {"x": any_(weight), "dim0": Const(-2), "dim1": Const(-1)})
-    return Op("grouped_mm", {"x": Cast(x), "weight": matrix, "offs": offsets})
+    return _masked(Op("grouped_mm", {"offs": offsets, "x": Cast(x), "weight": matrix}))
 
 
-_ROWS = item(any_("x"), Op("floordiv", {"x": _PERM, "other": any_("top_k")}))
+_ROWS = _masked(item(any_("x"), Op("floordiv", {"x": _PERM, "other": any_("top_k")})))
 _DOWN = _grouped(_gated(_grouped(_ROWS, "gate_up", _OFFSETS)), "down", any_("offsets"))
-_WEIGHTED = mul(_DOWN, _last(item(_flat("weights"), any_("perm"))))
+_WEIGHTED = _masked(mul(_DOWN, _last(item(_flat("weights"), any_("perm")))))
 _INVERSE = Op("empty_like", {"x": any_("perm")}, bind="inverse")
 _GROUPED = item(_WEIGHTED, _INVERSE, bind="gathered")
 
@@ -54,9 +62,12 @@ def _batched(x: Pattern, weight: str, ids: Pattern) -> Pattern:
     return Op("squeeze", {"x": Op("bmm", {"x": item(any_(weight), ids), "other": _last(x)}), "dim": Const(-1)})
 
 
+_IDS = Either(
+    (_flat("indices"), Op("clamp", {"x": _flat("indices"), "min": Const(0), "max": any_("last_expert")})),
+)
 _REPEATED = Op("repeat_interleave", {"x": any_("x"), "repeats": any_("top_k"), "dim": Const(0)})
 _BATCHED = mul(
-    _batched(_gated(_batched(_REPEATED, "gate_up", _flat("indices"))), "down", _flat("indices")),
+    _batched(_gated(_batched(_REPEATED, "gate_up", _IDS)), "down", _IDS),
     _last(_flat("weights")),
 )
 
@@ -88,16 +99,15 @@ def _mismatch(m: Match) -> str | None:
     shape = spelling.fake(view).shape
     if len(shape) != 3 or not all(statically_known_true(a == b) for a, b in zip(shape, expected, strict=True)):
         return f"the weighted rows are summed as {tuple(shape)}, not as (T, K, N) = {expected}"
-    if "inverse" not in m.captures:
-        return None
     experts = spelling.fake(m["gate_up"]).shape[0]
-    if m["experts"] != experts or m["last_expert"] != experts - 1:
-        return f"tokens are counted for {m['experts']} experts 0..{m['last_expert']}, there are {experts}"
-    return _fill_of_inverse(m)
+    counted, last = m.captures.get("experts", experts), m.captures.get("last_expert", experts - 1)
+    if counted != experts or last != experts - 1:
+        return f"tokens are counted for {counted} experts 0..{last}, there are {experts}"
+    return _fill_of_inverse(m) if "inverse" in m.captures else None
 
 
 def _fill_of_inverse(m: Match) -> str | None:
-    """Check that the inverse permutation is filled by `inverse[perm] = arange(n)` and take the filling into the match."""
+    """Check that the inverse is filled by `inverse[perm] = arange(n)` and take the filling into the match."""
     inverse: Node = m["inverse"]
     others = [u for u in inverse.users if u is not m["gathered"]]
     if len(others) != 1 or getattr(others[0].target, "__name__", "") != "setitem":

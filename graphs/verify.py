@@ -54,9 +54,7 @@ def _run(op: Op, roots: Sequence[Node], interior: Sequence[Node], args: tuple[An
     return None
 
 
-def _extract(
-    roots: Sequence[Node], interior: Sequence[Node], args: tuple[Any, ...]
-) -> tuple[GraphModule, list[Node]]:
+def _extract(roots: Sequence[Node], interior: Sequence[Node], args: tuple[Any, ...]) -> tuple[GraphModule, list[Node]]:
     """The interior as a graph module of its own, and the outside nodes that it takes as inputs.
 
     What leads from the op's arguments to an input (an unsqueeze, a comparison that makes a mask) is taken along, so

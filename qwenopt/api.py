@@ -19,7 +19,7 @@ def _use_grouped_experts(model: torch.nn.Module) -> None:
         switch("grouped_mm")
 
 
-def compile(  # noqa: A001  the public name, as torch.compile
+def compile(
     model: torch.nn.Module, *, fullgraph: bool = False, dynamic: bool | None = None, **options: Any
 ) -> torch.nn.Module:
     """Compile `model` in place with this backend and return it; `model(...)` and `model.generate(...)` then use it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +10,14 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from qwenopt import eligibility, graphs, native, report
+from qwenopt import eligibility, graphs, report
 from qwenopt.errors import QwenoptError
 from qwenopt.graphs.misses import is_qwen3, misses, modules_of
-from qwenopt.lowering import direct, inductor
+from qwenopt.lowering import direct, inductor, providers
 from qwenopt.options import Options
 from qwenopt.report import GraphReport
 
 log = logging.getLogger(__name__)
-_index = itertools.count()
 
 
 def compile_graph(
@@ -40,7 +38,7 @@ def compile_graph(
 
 
 def _compile(gm: GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
-    result = GraphReport(index=next(_index), num_nodes_before=len(gm.graph.nodes))
+    result = GraphReport(index=report.next_index(), num_nodes_before=len(gm.graph.nodes))
     patches = inductor.config_patches(options.mode, options.inductor)
     reason = eligibility.why_not(gm, inputs)
     start = time.perf_counter()
@@ -76,10 +74,11 @@ def _raise_and_lower(
     result.sites, result.misses = ctx.sites, misses(ctx, modules, options.disable)
     result.num_nodes_after = len(gm.graph.nodes)
     _complain(result, options)
+    providers.choose(ctx.raised)
     result.lowering, result.reason = _choose_lowering(gm, ctx, options, result)
     if result.lowering == "direct":
-        return direct.lower(gm, ctx.raised, ctx.sites)
-    return inductor.lower(gm, inputs, ctx.raised, ctx.sites, patches)
+        return direct.lower(gm, ctx.raised)
+    return inductor.lower(gm, inputs, ctx.raised, patches)
 
 
 def _concerns_us(ctx: graphs.Context, modules: Mapping[str, str]) -> bool:
@@ -99,21 +98,18 @@ def _complain(result: GraphReport, options: Options) -> None:
         raise QwenoptError(f"strict: {len(result.misses)} sites were missed: {listed}")
 
 
-def _choose_lowering(
-    gm: GraphModule, ctx: graphs.Context, options: Options, result: GraphReport
-) -> tuple[str, str]:
+def _choose_lowering(gm: GraphModule, ctx: graphs.Context, options: Options, result: GraphReport) -> tuple[str, str]:
     if options.lowering != "auto":
         return options.lowering, "asked for"
     if options.inductor or options.mode not in (None, "default"):
         return "inductor", "Inductor options were given"
-    if native.why_not() is not None:
-        return "inductor", f"no native kernels: {native.why_not()}"
     if result.misses:
         return "inductor", f"{len(result.misses)} sites were missed"
     left = direct.heavy_leftovers(gm, ctx.raised)
     if left:
         return "inductor", f"heavy nodes not raised: {', '.join(left[:3])}"
-    return "direct", ""
+    reason = providers.heavy_without_kernel(ctx.raised)
+    return ("inductor", reason) if reason is not None else ("direct", "")
 
 
 def _finish(result: GraphReport, options: Options) -> None:

@@ -137,6 +137,11 @@ def _row(tag: str, cells: Iterable[Any], css: str = "") -> str:
 _RECENT: deque[GraphReport] = deque(maxlen=64)
 
 
+def next_index() -> int:
+    """The index of the next graph: they count from 0 since the last reset."""
+    return _RECENT[-1].index + 1 if _RECENT else 0
+
+
 def record(report: GraphReport) -> None:
     """Remember a finished graph's report for `last_report`."""
     _RECENT.append(report)

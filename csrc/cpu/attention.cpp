@@ -150,7 +150,7 @@ void attention_py(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t mask, uintptr
 }  // namespace
 
 void register_attention(py::module_& m) {
-  m.def("attention", &attention_py, "softmax(q k^T * scale + mask) v with grouped key/value heads", Release(),
+  m.def("attention", &attention_py, "out [B, S, H, D] = softmax(q k^T * scale + mask) v with grouped key/value heads", Release(),
         py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("q_positions"), py::arg("out"),
         py::arg("scratch"), py::arg("B"), py::arg("H"), py::arg("G"), py::arg("S"), py::arg("L"), py::arg("D"),
         py::arg("q_sb"), py::arg("q_sh"), py::arg("q_ss"), py::arg("k_sb"), py::arg("k_sh"), py::arg("k_ss"),

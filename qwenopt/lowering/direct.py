@@ -7,14 +7,12 @@ in its place, so mutation keeps its order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 
-from qwenopt.graphs import Raised, spelling
-from qwenopt.report import Site
+from qwenopt.graphs import Raised
 
 # Parts of names of operations whose time is not a rounding error: any of them left unraised sends the graph to
 # Inductor under lowering="auto".
@@ -36,20 +34,10 @@ def _is_heavy(node: Node) -> bool:
     return any(part in name for part in _HEAVY) and name not in ("is_nonzero", "_convert_element_type", "convert")
 
 
-def lower(gm: GraphModule, raised: Sequence[Raised], sites: Sequence[Site]) -> Callable[..., Any]:
+def lower(gm: GraphModule, raised: Iterable[Raised]) -> Callable[..., Any]:
     """Bind every raised op to its provider, or to its reference where none fits, and return the plan."""
-    for r, site in zip(raised, sites, strict=True):
-        choice = r.op.choose([spelling.fake(a) for a in r.node.args])
-        if choice.provider is not None:
-            r.node.target, site.provider = choice.provider.fn, choice.provider.name
-        else:
-            r.node.target, site.provider, site.fallback = r.op.reference, "reference", choice.reason
+    for r in raised:
+        r.node.target = r.op.reference if r.provider is None else r.provider.fn
     gm.graph.lint()
     gm.recompile()
-    forward = gm.forward
-
-    def plan(*args: Any) -> Any:
-        with torch.no_grad():
-            return forward(*args)
-
-    return plan
+    return gm.forward

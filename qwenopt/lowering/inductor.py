@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.fx import GraphModule
 
-from qwenopt.graphs import Raised, spelling
-from qwenopt.report import Site
+from qwenopt.graphs import Raised
 
 
 def config_patches(mode: str | None, inductor: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,22 +29,16 @@ def compile_untouched(gm: GraphModule, inputs: Sequence[Any], patches: dict[str,
 
 
 def lower(
-    gm: GraphModule,
-    inputs: Sequence[Any],
-    raised: Sequence[Raised],
-    sites: Sequence[Site],
-    patches: dict[str, Any],
+    gm: GraphModule, inputs: Sequence[Any], raised: Iterable[Raised], patches: dict[str, Any]
 ) -> Callable[..., Any]:
-    """Choose a provider overload for each raised op, or trace its reference in its place, and compile."""
-    for r, site in zip(raised, sites, strict=True):
-        choice = r.op.choose([spelling.fake(a) for a in r.node.args])
-        if choice.provider is not None:
-            r.node.target, site.provider = choice.provider.overload, choice.provider.name
-            continue
-        # A Python function in the graph is traced into by AOTAutograd, so Inductor sees and fuses what it does. The
-        # reference of an op with its own fake depends on data and cannot be traced: it stays one opaque node.
-        r.node.target = r.op.default if r.op.fake is not None else r.op.reference
-        site.provider, site.fallback = "reference", choice.reason
+    """Bind each raised op to its provider's overload, or trace its reference in its place, and compile."""
+    for r in raised:
+        if r.provider is not None:
+            r.node.target = r.provider.overload
+        else:
+            # A Python function in the graph is traced into by AOTAutograd, so Inductor sees and fuses what it does.
+            # The reference of an op with its own fake depends on data and cannot be traced: one opaque node.
+            r.node.target = r.op.default if r.op.fake is not None else r.op.reference
     gm.graph.lint()
     gm.recompile()
     return compile_untouched(gm, inputs, patches)

@@ -13,8 +13,7 @@ from qwenopt.ops.rms_norm import RMS_NORM
 from qwenopt.ops.silu_mul import SILU_MUL
 
 OPS: dict[str, Op] = {
-    op.name: op
-    for op in (RMS_NORM, ADD_RMS_NORM, QK_NORM_ROPE, ATTENTION, SILU_MUL, MOE_ROUTE, MOE_EXPERTS, LINEAR)
+    op.name: op for op in (RMS_NORM, ADD_RMS_NORM, QK_NORM_ROPE, ATTENTION, SILU_MUL, MOE_ROUTE, MOE_EXPERTS, LINEAR)
 }
 
 __all__ = [

@@ -49,14 +49,16 @@ def attention(
     if q_positions is not None:
         keys = torch.arange(length, device=q.device)
         visible = keys[None, :] <= q_positions[:, None]
-        mask = visible if mask is None else (mask & visible if mask.dtype == torch.bool else mask.where(visible, -torch.inf))
+        mask = (
+            visible
+            if mask is None
+            else (mask & visible if mask.dtype == torch.bool else mask.where(visible, -torch.inf))
+        )
     if is_causal and mask is not None:
         keys = torch.arange(length, device=q.device)
         visible = keys[None, :] <= torch.arange(q.shape[2], device=q.device)[:, None]
         mask = mask & visible if mask.dtype == torch.bool else mask.where(visible, -torch.inf)
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=is_causal and mask is None, scale=scale
-    )
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal and mask is None, scale=scale)
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 

@@ -18,7 +18,7 @@ def check_norm(op: str, x: Tensor, weight: Tensor) -> None:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise the last dimension of `x` [..., N] by its root mean square in float32, cast, then scale by `weight` [N].
+    """Divide the last dimension of `x` [..., N] by its root mean square in float32, cast, scale by `weight` [N].
 
     The cast to `x.dtype` comes before the product with `weight`, as in transformers' `Qwen3RMSNorm`.
     """

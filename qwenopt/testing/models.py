@@ -112,7 +112,7 @@ def build(config: Any, dtype: torch.dtype | None = None, *, seed: int = 0) -> to
                 if p.dim() == 1:
                     p.copy_(1 + 0.2 * torch.randn_like(p))
                 elif "embed_tokens" in key or "lm_head" in key:
-                    p.normal_(0, 0.5)
+                    p.normal_(0, 0.1 if config.tie_word_embeddings else 0.5)  # tied and large: it repeats its input
                 else:
                     p.normal_(0, 1.5 * p.shape[-1] ** -0.5)
     return model.to(dtype or torch.float32).eval()

@@ -13,8 +13,8 @@ from qwenopt.testing.models import SHAPES, tiny_model
 STEPS = 256
 # Random models whose two best logits never come closer than this, so that rounding cannot decide a token.
 MIN_GAP = 1e-5
-# The first seed from 0 at which that holds for all 256 steps; 0 where nothing is said.
-SEEDS: dict[tuple[str, str, int], int] = {}
+# The first seed at which that holds for all 256 steps, where it is not 0 (gap of 1.7B at seed 0: 3e-6).
+SEEDS = {"1.7B": 1}
 
 
 def compiled(model: torch.nn.Module, lowering: str = "direct") -> torch.nn.Module:
@@ -23,7 +23,7 @@ def compiled(model: torch.nn.Module, lowering: str = "direct") -> torch.nn.Modul
 
 
 def check_tokens(name: str, cache: str, batch: int, steps: int) -> None:
-    model = tiny_model(name, seed=SEEDS.get((name, cache, batch), 0))
+    model = tiny_model(name, seed=SEEDS.get(name, 0))
     ids, mask = prompt(model.config, batch)
     with one_thread():
         wanted, gap = greedy(model, model.config, ids, mask, cache=cache, steps=steps)

@@ -235,7 +235,7 @@ struct Block {
         continue;
       }
       const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
-      T* out = (T*)a.out + ((it.b * a.H + h) * a.S + s) * a.D;
+      T* out = (T*)a.out + ((it.b * a.S + s) * a.H + h) * a.D;
       const F inverse = set1(w.total[i] > 0.0f ? 1.0f / w.total[i] : w.total[i]);  // a NaN comes through
       for (int64_t d = 0; d < a.D; d += W) store_upto(out + d, mul(load(sums + d), inverse), a.D - d);
     }
@@ -278,7 +278,7 @@ void combine(const AttentionArgs& a, const AttentionCombine& c) {
     for (int64_t p = 0; p < c.num_splits; ++p) {
       part[p] = c.partial + p * c.split_stride + i * QWENOPT_ATTENTION_PARTIAL_FLOATS(a.D);
     }
-    combine_row<T>(part, c.num_splits, (T*)a.out + ((c.b * a.H + h) * a.S + s) * a.D, a.D);
+    combine_row<T>(part, c.num_splits, (T*)a.out + ((c.b * a.S + s) * a.H + h) * a.D, a.D);
   }
 }
 

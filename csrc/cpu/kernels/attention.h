@@ -16,7 +16,7 @@ struct AttentionArgs {
   const void *q, *k, *v;       // [B, H, S, D], [B, G, L, D], [B, G, L, D]
   const void* mask;            // strides m_sb m_sh m_ss m_sl
   const int64_t* q_positions;  // [S] or null: row i sees keys up to q_positions[i]
-  void* out;                   // [B, H, S, D] contiguous
+  void* out;                   // [B, S, H, D] contiguous: what the output projection reads
   int64_t B, H, G, S, L, D;
   int64_t q_sb, q_sh, q_ss, k_sb, k_sh, k_ss, v_sb, v_sh, v_ss, m_sb, m_sh, m_ss, m_sl;
   int mask_kind;
