@@ -55,23 +55,50 @@ int64_t group_pairs(const MoeExpertsArgs& a, int32_t* pairs, ExpertRows* experts
   return hit;
 }
 
+// A phase's work items: a run of columns of one hit expert, in the order of the weights.
+struct Phase {
+  const ExpertRows* experts;
+  int64_t num_experts, cols_per_item, num_cols, tiles;
+  const char* weights;  // of expert 0
+  int64_t expert_bytes, col_bytes;
+  std::atomic<int64_t> next{0};
+
+  Phase(const ExpertRows* rows, int64_t hit, int64_t per_item, int64_t cols, const void* data, int64_t bytes,
+        int64_t stride)
+      : experts(rows), num_experts(hit), cols_per_item(per_item), num_cols(cols),
+        tiles((cols + per_item - 1) / per_item), weights(static_cast<const char*>(data)), expert_bytes(bytes),
+        col_bytes(stride) {}
+
+  int64_t take() { return next.fetch_add(1, std::memory_order_relaxed); }
+  int64_t items() const { return num_experts * tiles; }
+  int64_t first_col(int64_t item) const { return item % tiles * cols_per_item; }
+  const void* address(int64_t item) const {
+    if (item >= items()) return weights;
+    return weights + experts[item / tiles].expert * expert_bytes + first_col(item) * col_bytes;
+  }
+
+  // Items go to whoever is free; each thread takes its next one early, to know what to prefetch.
+  template <class Kernel>
+  void work(const MoeExpertsArgs& args, Kernel kernel) {
+    for (int64_t item = take(), after; item < items(); item = after) {
+      after = take();
+      const int64_t c0 = first_col(item), c1 = c0 + cols_per_item < num_cols ? c0 + cols_per_item : num_cols;
+      kernel(args, experts[item / tiles], c0, c1, address(after));
+    }
+  }
+};
+
 void run_moe_experts(const MoeExpertsArgs& args, const ExpertRows* experts, int64_t hit, int threads, int isa) {
   const auto gate_up = QWENOPT_PICK(isa, moe_gate_up);
   const auto down = QWENOPT_PICK(isa, moe_down);
   const auto combine = QWENOPT_PICK(isa, moe_combine);
-  const int64_t gate_up_tiles = (args.I + kGateUpCols - 1) / kGateUpCols;
-  const int64_t down_tiles = (args.N + kDownCols - 1) / kDownCols;
-  std::atomic<int64_t> next_gate_up{0}, next_down{0};
+  const int64_t size = dtype_bytes(args.dtype);
+  Phase first(experts, hit, kGateUpCols, args.I, args.gate_up, 2 * args.I * args.N * size, args.N * size);
+  Phase second(experts, hit, kDownCols, args.N, args.down, args.N * args.I * size, args.I * size);
   in_team(threads, [&](const Team& team) {
-    for (int64_t item; (item = next_gate_up.fetch_add(1, std::memory_order_relaxed)) < hit * gate_up_tiles;) {
-      const int64_t c0 = item % gate_up_tiles * kGateUpCols, c1 = c0 + kGateUpCols;
-      gate_up(args, experts[item / gate_up_tiles], c0, c1 < args.I ? c1 : args.I);
-    }
+    first.work(args, gate_up);
     team.barrier();
-    for (int64_t item; (item = next_down.fetch_add(1, std::memory_order_relaxed)) < hit * down_tiles;) {
-      const int64_t c0 = item % down_tiles * kDownCols, c1 = c0 + kDownCols;
-      down(args, experts[item / down_tiles], c0, c1 < args.N ? c1 : args.N);
-    }
+    second.work(args, down);
     team.barrier();
     int64_t begin, end;
     team.share(args.T, &begin, &end);

@@ -28,7 +28,7 @@ def find_bench(given: Path | None) -> Path:
         if (folder / "pytest.ini").is_file() and (folder / "bench_generate.py").is_file():
             return folder
     where = f"{given} is not one" if given is not None else "an installed package has none"
-    raise QwenoptError(f"bench needs the bench folder of qwenopt's source tree, and {where}; run it in a source tree")
+    raise QwenoptError(f"needs the bench folder of qwenopt's source tree, and {where}; run it in a source tree")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     folder = find_bench(args.folder)
     missing = [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]
     if missing:
-        raise QwenoptError(f"bench needs {' and '.join(missing)}; add them by: pip install pytest pytest-benchmark")
+        raise QwenoptError(f"needs {' and '.join(missing)}; add them by: pip install pytest pytest-benchmark")
     command = [sys.executable, "-m", "pytest", str(folder), "-c", str(folder / "pytest.ini")]
     command += ["-m", "ci"] if args.ci else []
     command += [f"--benchmark-json={args.json}"] if args.json else []

@@ -235,18 +235,16 @@ def _providers() -> tuple[dict[str, dict[str, dict[str, str]]], str]:
     try:
         import torch
 
-        from qwenopt.cli.samples import sample_args
         from qwenopt.ops import OPS
+        from qwenopt.testing import cases
     except Exception as error:
         return {}, str(error)
     table: dict[str, dict[str, dict[str, str]]] = {}
     for dtype in DTYPES:
-        samples = sample_args(getattr(torch, dtype))
         for name, op in OPS.items():
-            choice = op.choose(samples[name]) if name in samples else None
-            provider = choice.provider.name if choice and choice.provider else "reference"
-            reason = choice.reason if choice else "cpu: no sample arguments"
-            table.setdefault(name, {})[dtype] = {"provider": provider, "reason": reason}
+            choice = op.choose(cases.cases(name)[0].build(getattr(torch, dtype)))
+            provider = choice.provider.name if choice.provider else "reference"
+            table.setdefault(name, {})[dtype] = {"provider": provider, "reason": choice.reason}
     return table, ""
 
 

@@ -103,12 +103,16 @@ class Workload:
         logits = self._run(self.call, ids)
         return logits, time.perf_counter() - begin
 
+    def run(self, inputs: list[torch.Tensor]) -> None:
+        """The calls to time, on what `start` returned."""
+        for ids in inputs:
+            self._run(self.call, ids).argmax(-1)
+
     def tokens_per_second(self) -> float:
         """Speed of one run."""
         inputs = self.start()
         begin = time.perf_counter()
-        for ids in inputs:
-            self._run(self.call, ids).argmax(-1)
+        self.run(inputs)
         return self.tokens / (time.perf_counter() - begin)
 
     def _run(self, call: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:

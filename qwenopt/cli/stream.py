@@ -65,8 +65,8 @@ class Reply:
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed without the first token; 0 where there was no second one."""
-        return len(self.seconds[1:]) / sum(self.seconds[1:]) if len(self.seconds) > 1 else 0.0
+        """Speed from the third token on: the first reads the prompt, and the second may wait for a decode graph."""
+        return len(self.seconds[2:]) / sum(self.seconds[2:]) if len(self.seconds) > 2 else 0.0
 
 
 def static_cache(model: PreTrainedModel, length: int) -> Any:

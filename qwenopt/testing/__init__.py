@@ -1,1 +1,1 @@
-"""Shared by tests and benches: model builders, tolerances, op cases, decoding loops. Importing this imports nothing heavy."""
+"""Shared by tests and benches: models, tolerances, op cases, decoding loops. Importing this imports nothing heavy."""

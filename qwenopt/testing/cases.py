@@ -133,8 +133,10 @@ _MAKERS: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
         "head_dim 256": lambda: _rope(1, 2, 2, 1, 256),
     },
     "attention": {
-        **{f"groups {h}/{g}": (lambda h=h, g=g: _attention((2, h, g, 3, 19, 32))) for h, g in
-           ((16, 8), (32, 8), (40, 8), (64, 8), (32, 4), (64, 4), (4, 4), (6, 1))},
+        **{
+            f"groups {h}/{g}": (lambda h=h, g=g: _attention((2, h, g, 3, 19, 32)))
+            for h, g in ((16, 8), (32, 8), (40, 8), (64, 8), (32, 4), (64, 4), (4, 4), (6, 1))
+        },
         **{f"head_dim {d}": (lambda d=d: _attention((1, 4, 2, 5, 40, d))) for d in (16, 32, 64, 72, 96, 128, 192, 256)},
         "causal": lambda: _attention((2, 8, 2, 33, 33, 64), causal=True),
         "causal decode": lambda: _attention((3, 8, 4, 1, 50, 64)),
@@ -182,8 +184,12 @@ _MAKERS: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
         "top 1": lambda: _experts(5, 8, 1, 32, 16),
         "all experts": lambda: _experts(5, 4, 4, 32, 16),
         "no tokens": lambda: _experts(0, 8, 2, 32, 16),
-        "one expert twice": lambda: (*_experts(2, 4, 2, 32, 16)[:1], torch.tensor([[1, 1], [3, 3]]), torch.rand(2, 2),
-                                     *_experts(2, 4, 2, 32, 16)[3:]),
+        "one expert twice": lambda: (
+            *_experts(2, 4, 2, 32, 16)[:1],
+            torch.tensor([[1, 1], [3, 3]]),
+            torch.rand(2, 2),
+            *_experts(2, 4, 2, 32, 16)[3:],
+        ),
     },
 }
 CASES = [Case(op, name, make) for op, makers in _MAKERS.items() for name, make in makers.items()]

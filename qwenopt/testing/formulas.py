@@ -73,7 +73,7 @@ def attention(
 
 def moe_route(logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
     probs = logits.double().exp() / logits.double().exp().sum(-1, keepdim=True)
-    values, indices = probs.sort(-1, descending=True, stable=True)
+    values, indices = torch.sort(probs, dim=-1, descending=True, stable=True)
     values, indices = values[:, :top_k], indices[:, :top_k]
     return (values / values.sum(-1, keepdim=True) if norm_topk_prob else values), indices
 

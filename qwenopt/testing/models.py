@@ -1,4 +1,4 @@
-"""Qwen3 models without checkpoints: the true shapes of all eight, tiny random ones of the same structure, full-size slices."""
+"""Qwen3 models without checkpoints: the true shapes of all eight, and random models of them, tiny or in full size."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def ulp(truth: Tensor, dtype: torch.dtype) -> float:
-    """Size of one unit in the last place of `dtype` at the largest magnitude of `truth` (at least the smallest normal)."""
+    """One unit in the last place of `dtype` at the largest magnitude of `truth` (at least the smallest normal)."""
     largest = truth.abs().max().item() if truth.numel() else 0.0
     info = torch.finfo(dtype)
     return max(largest, info.tiny) * info.eps
@@ -28,4 +28,6 @@ def assert_as_accurate(actual: Tensor, eager: Tensor, truth: Tensor, *, slack: f
     assert actual.shape == truth.shape, f"shape {tuple(actual.shape)}, the truth has {tuple(truth.shape)}"
     assert actual.dtype == eager.dtype, f"dtype {actual.dtype}, eager gives {eager.dtype}"
     found, allowed = error(actual, truth), slack * error(eager, truth) + ulp(truth, eager.dtype)
-    assert found <= allowed, f"error {found:.3g} against float64; allowed {allowed:.3g} (eager {error(eager, truth):.3g})"
+    assert found <= allowed, (
+        f"error {found:.3g} against float64; {allowed:.3g} allowed, eager {error(eager, truth):.3g}"
+    )

@@ -1,4 +1,4 @@
-"""float32: greedy tokens equal eager's, for the structure of every Qwen3 model, every cache, one row and padded batches."""
+"""float32: greedy tokens equal eager's, for the structure of every Qwen3 model, every cache, one row and padded rows."""
 
 from __future__ import annotations
 

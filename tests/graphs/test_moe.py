@@ -15,7 +15,9 @@ from qwenopt.testing.capture import Captured, capture
 TOKENS, HIDDEN, INTER, EXPERTS, TOP_K = 6, 16, 8, 8, 3
 
 
-def route(logits: Tensor, *, softmax: torch.dtype = torch.float32, norm: bool = True, **topk: Any) -> tuple[Tensor, Tensor]:
+def route(
+    logits: Tensor, *, softmax: torch.dtype = torch.float32, norm: bool = True, **topk: Any
+) -> tuple[Tensor, Tensor]:
     probs = F.softmax(logits, dtype=softmax, dim=-1)
     weights, indices = torch.topk(probs, TOP_K, dim=-1, **topk)
     if norm:
@@ -147,6 +149,10 @@ def batched(
     return (out * weights.reshape(-1).unsqueeze(-1)).view(-1, TOP_K, HIDDEN).sum(dim=1)
 
 
+def filled(inverse: Tensor, perm: Tensor) -> None:
+    inverse[perm] = torch.arange(perm.shape[0])
+
+
 def grouped(
     x: Tensor,
     indices: Tensor,
@@ -155,7 +161,7 @@ def grouped(
     down: Tensor,
     *,
     descending: bool = False,
-    fill: Callable[[Tensor, Tensor], Any] = lambda inverse, perm: inverse.__setitem__(perm, torch.arange(perm.shape[0])),
+    fill: Callable[[Tensor, Tensor], None] = filled,
     rows_of: Callable[[Tensor], Tensor] = lambda perm: perm // TOP_K,
 ) -> Tensor:
     ordered, perm = torch.sort(indices.reshape(-1), descending=descending)

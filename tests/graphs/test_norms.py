@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     return weight * h.to(x.dtype)
 
 
-def check(fn: Callable[..., Tensor | tuple[Tensor, ...]], args: tuple[Tensor, ...], counts: dict[str, int]) -> list[str]:
+def check(fn: Callable[..., Any], args: tuple[Tensor, ...], counts: dict[str, int]) -> list[str]:
     """Raised exactly so often, equal to eager, arguments left in the same state."""
     again = tuple(a.clone() for a in args)
     wanted = fn(*again)
@@ -100,7 +101,7 @@ def test_norm_whose_scale_is_used_elsewhere_is_left_alone() -> None:
     assert any("also used by" in r for r in reasons)
 
 
-def test_norm_whose_float32_copy_is_used_elsewhere_reads_that_copy() -> None:
+def test_norm_whose_float32_copy_is_used_elsewhere_is_left_alone() -> None:
     def fn(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         h = x.float()
         return weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype), h

@@ -37,7 +37,7 @@ def test_reference_computes_the_formula(case: Case) -> None:
     found, wanted = as_tuple(OPS[case.op].reference(*args)), as_tuple(FORMULAS[case.op](*args))
     assert len(found) == len(wanted)
     for a, b in zip(found, wanted, strict=True):
-        # The norms and the router compute in float32 whatever they are given, so this shows the formula, not the digits.
+        # The norms and the router compute in float32 whatever they are given: this shows the formula, not the digits.
         torch.testing.assert_close(a.to(b.dtype), b, rtol=1e-5, atol=1e-6)
 
 

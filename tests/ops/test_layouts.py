@@ -43,15 +43,14 @@ def column_major(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", ORDINARY, ids=str)
 @pytest.mark.parametrize("relay", [padded_rows, every_other, shifted, column_major], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_layout_of_arguments_changes_nothing(
-    case: Case, relay: Callable[[Tensor], Tensor], dtype: torch.dtype
-) -> None:
+def test_layout_of_arguments_changes_nothing(case: Case, relay: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     op, args = OPS[case.op], case.build(dtype)
-    moved = tuple(
-        relay(a) if isinstance(a, Tensor) and a.dim() > 1 and a.is_floating_point() else a for a in args
-    )
+    moved = tuple(relay(a) if isinstance(a, Tensor) and a.dim() > 1 and a.is_floating_point() else a for a in args)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
-    torch.testing.assert_close(op(*moved), op(*args), **tolerance)
+    found, wanted = op(*moved), op(*args)
+    if case.op == "moe_route":  # equal logits, frequent in bfloat16, may come in any order
+        found, wanted = (found[0], args[0].gather(-1, found[1])), (wanted[0], args[0].gather(-1, wanted[1]))
+    torch.testing.assert_close(found, wanted, **tolerance)
 
 
 def rows_of(value: Any, order: Tensor) -> Any:

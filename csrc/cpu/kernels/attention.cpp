@@ -204,22 +204,46 @@ struct Block {
     }
   }
 
+  // Reads of keys and values alternate. Each is asked for while the other is worked on, so that memory is never idle.
   void key_block(int64_t j0, int num_keys) {
     const T* keys = (const T*)a.k + it.b * a.k_sb + it.g * a.k_sh + j0 * a.k_ss;
     const T* values = (const T*)a.v + it.b * a.v_sb + it.g * a.v_sh + j0 * a.v_ss;
-    if (!packed()) {
-      dot_block<T>(query, rows, keys, a.k_ss, num_keys, a.D, w.scores, kKeyBlock);
-      softmax(num_keys, w.scores);
-      add_values_rows(rows, w.scores, values, a.v_ss, num_keys, a.D, w.sums, w.padded, w.rescale);
-      return;
+    const int64_t left = it.k1 - j0 - kKeyBlock;
+    const int num_next = left < 0 ? 0 : left < kKeyBlock ? int(left) : kKeyBlock;
+    if (packed()) {
+      packed_block(keys, values, num_keys, keys + kKeyBlock * a.k_ss, num_next);
+    } else {
+      direct_block(keys, values, num_keys, keys + kKeyBlock * a.k_ss, num_next);
     }
+  }
+
+  void direct_block(const T* keys, const T* values, int num_keys, const T* next_keys, int num_next) {
+    constexpr int kStep = 16;
+    for (int j = 0; j < num_keys; j += kStep) {
+      const int n = num_keys - j < kStep ? num_keys - j : kStep;
+      prefetch_rows(values + j * a.v_ss, a.v_ss, n, a.D);
+      dot_block<T>(query, rows, keys + j * a.k_ss, a.k_ss, n, a.D, w.scores + j, kKeyBlock, keys + (j + n) * a.k_ss);
+    }
+    softmax(num_keys, w.scores);
+    for (int j = 0; j < num_keys; j += kStep) {
+      const int n = num_keys - j < kStep ? num_keys - j : kStep;
+      if (j < num_next) prefetch_rows(next_keys + j * a.k_ss, a.k_ss, num_next - j < kStep ? num_next - j : kStep, a.D);
+      add_values_rows(rows, w.scores + j, values + j * a.v_ss, a.v_ss, n, a.D, w.sums, w.padded, w.rescale);
+      if (j == 0) {
+        for (int i = 0; i < rows; ++i) w.rescale[i] = 1.0f;
+      }
+    }
+  }
+
+  void packed_block(const T* keys, const T* values, int num_keys, const T* next_keys, int num_next) {
     using C = typename Compute<T>::Type;
     constexpr int kPack = Compute<T>::PACK;
     const int whole = (num_keys + W - 1) / W * W;
-    pack_keys(keys, a.k_ss, num_keys, a.D, w.keys);
+    pack_keys(keys, a.k_ss, num_keys, a.D, w.keys, values, a.v_ss);
     outer_block<C>(rows, w.queries, w.padded, w.keys, kKeyBlock, whole, a.D / kPack, w.scores, kKeyBlock, nullptr);
     softmax(num_keys, w.probs);
     const int64_t words = pack_values(values, a.v_ss, num_keys, a.D, w.padded, w.values);
+    prefetch_rows(next_keys, a.k_ss, num_next, a.D);
     outer_block<C>(rows, (const uint32_t*)w.probs, kKeyBlock / kPack, w.values, w.padded, w.padded, words, w.sums,
                    w.padded, w.rescale);
   }

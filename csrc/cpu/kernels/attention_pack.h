@@ -7,6 +7,15 @@
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
 
+// Asks for `num_rows` rows of n elements that are read soon.
+template <class T>
+static inline void prefetch_rows(const T* rows, int64_t stride, int num_rows, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int j = 0; j < num_rows; ++j) {
+    for (int64_t d = 0; d < n; d += kLine) __builtin_prefetch(rows + j * stride + d, 0, 3);
+  }
+}
+
 #if defined(QWENOPT_ISA_BF16)
 // out[d] = (a[d], b[d]) for d < n; whole vectors of 32 are written, zeros past n. b null: zeros.
 static inline void interleave(const bf16* a, const bf16* b, int64_t n, uint32_t* out) {
@@ -31,12 +40,14 @@ static inline void widen_row(const T* from, int64_t n, float* to) {
 
 // keys [num_keys, D] -> out[word][kKeyBlock], keys past num_keys zero.
 template <class T>
-static inline void pack_keys(const T* keys, int64_t stride, int num_keys, int64_t D, uint32_t* out) {
+static inline void pack_keys(const T* keys, int64_t stride, int num_keys, int64_t D, uint32_t* out, const T* values,
+                             int64_t value_stride) {
   constexpr int kPack = Compute<T>::PACK;
   const int64_t words = D / kPack;
   alignas(64) float wide[W * kMaxHeadDim];
   for (int j = 0; j < num_keys; j += W) {
     const int rows = num_keys - j < W ? num_keys - j : W;
+    prefetch_rows(values + j * value_stride, value_stride, rows, D);
     const uint32_t* row[W];
     for (int i = 0; i < W; ++i) {
       const T* key = keys + (j + (i < rows ? i : 0)) * stride;

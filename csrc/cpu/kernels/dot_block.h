@@ -93,19 +93,21 @@ static inline void dot_tile_lines(int lines, int rows, const T* const* x, const 
   return dot_tile_rows<T, kTileCols, kTileCols>(rows, x, w, ldw, K, out, ldo, ahead);
 }
 
-// M <= kMaxDotRows rows given by pointers; out is [M][ldo].
+// M <= kMaxDotRows rows given by pointers; out is [M][ldo]. `then` is what this thread reads after these weights: the last
+// tile prefetches it.
 template <class T>
 static inline void dot_block(const T* const* x, int M, const T* w, int64_t ldw, int64_t num_cols, int64_t K, float* out,
-                             int64_t ldo) {
+                             int64_t ldo, const T* then) {
   const int blocks = (M + kTileRows - 1) / kTileRows;
   int64_t n = 0;
   for (; n + kTileCols <= num_cols; n += kTileCols) {
     const T* rows = w + n * ldw;
+    const T* next = n + 2 * kTileCols <= num_cols ? rows + kTileCols * ldw : then;
     for (int block = 0; block < blocks; ++block) {
       // The row blocks share out the prefetching of the next weight rows.
       const int m0 = M * block / blocks, line0 = kTileCols * block / blocks;
       const int m1 = M * (block + 1) / blocks, line1 = kTileCols * (block + 1) / blocks;
-      const char* ahead = (const char*)(rows + (kTileCols + line0) * ldw);
+      const char* ahead = (const char*)(next + line0 * ldw);
       dot_tile_lines<T>(line1 - line0, m1 - m0, x + m0, rows, ldw, K, out + m0 * ldo + n, ldo, ahead);
     }
   }

@@ -31,7 +31,10 @@ void run(const LinearArgs& a, int64_t n0, int64_t n1) {
       const int rows = a.M - m0 < kMaxDotRows ? int(a.M - m0) : kMaxDotRows;
       const T* row[kMaxDotRows];
       for (int m = 0; m < rows; ++m) row[m] = x + (m0 + m) * a.x_stride;
-      dot_block<T>(row, rows, weight + n * a.weight_stride, a.weight_stride, cols, a.K, sums, kCols);
+      // With more rows to come, the same weights again (they are in cache by then); else the next columns.
+      const T* here = weight + n * a.weight_stride;
+      const T* then = m0 + rows < a.M ? here : here + cols * a.weight_stride;
+      dot_block<T>(row, rows, here, a.weight_stride, cols, a.K, sums, kCols, then);
       for (int m = 0; m < rows; ++m) {
         finish<T>(sums + m * kCols, bias ? bias + n : nullptr, out + (m0 + m) * a.out_stride + n, cols);
       }

@@ -11,7 +11,7 @@ static_assert(kMoeCols % W == 0, "whole vectors");
 inline int min_rows(int64_t left) { return left < kMaxDotRows ? int(left) : kMaxDotRows; }
 
 template <class T>
-void gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1) {
+void gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1, const void* then) {
   const T* gate = (const T*)a.gate_up + r.expert * 2 * a.I * a.N;
   const T* up = gate + a.I * a.N;
   alignas(64) float g[kMaxDotRows * kMoeCols], u[kMaxDotRows * kMoeCols];
@@ -21,8 +21,10 @@ void gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c
       const int rows = min_rows(r.count - m0);
       const T* x[kMaxDotRows];
       for (int m = 0; m < rows; ++m) x[m] = (const T*)a.x + r.pairs[m0 + m] / a.K * a.x_stride;
-      dot_block<T>(x, rows, gate + c * a.N, a.N, cols, a.N, g, kMoeCols);
-      dot_block<T>(x, rows, up + c * a.N, a.N, cols, a.N, u, kMoeCols);
+      const bool last_rows = m0 + rows == r.count, last = last_rows && c + cols == c1;
+      const T* next = last ? (const T*)then : gate + (last_rows ? c + cols : c) * a.N;
+      dot_block<T>(x, rows, gate + c * a.N, a.N, cols, a.N, g, kMoeCols, up + c * a.N);
+      dot_block<T>(x, rows, up + c * a.N, a.N, cols, a.N, u, kMoeCols, next);
       for (int m = 0; m < rows; ++m) {
         T* hidden = (T*)a.hidden + (r.first + m0 + m) * a.I + c;
         for (int64_t i = 0; i < cols; i += W) {
@@ -35,7 +37,7 @@ void gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c
 }
 
 template <class T>
-void down(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1) {
+void down(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1, const void* then) {
   const T* weight = (const T*)a.down + r.expert * a.N * a.I;
   alignas(64) float y[kMaxDotRows * kMoeCols];
   for (int64_t c = c0; c < c1; c += kMoeCols) {
@@ -44,7 +46,9 @@ void down(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1) 
       const int rows = min_rows(r.count - m0);
       const T* hidden[kMaxDotRows];
       for (int m = 0; m < rows; ++m) hidden[m] = (const T*)a.hidden + (r.first + m0 + m) * a.I;
-      dot_block<T>(hidden, rows, weight + c * a.I, a.I, cols, a.I, y, kMoeCols);
+      const bool last_rows = m0 + rows == r.count, last = last_rows && c + cols == c1;
+      const T* next = last ? (const T*)then : weight + (last_rows ? c + cols : c) * a.I;
+      dot_block<T>(hidden, rows, weight + c * a.I, a.I, cols, a.I, y, kMoeCols, next);
       for (int m = 0; m < rows; ++m) {
         const int64_t pair = r.pairs[m0 + m];
         const F scale = set1(to_float(((const T*)a.weights)[pair]));
@@ -74,19 +78,19 @@ void combine(const MoeExpertsArgs& a, int64_t token0, int64_t token1) {
 
 }  // namespace
 
-void moe_gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1) {
+void moe_gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1, const void* then) {
   if (a.dtype == kBFloat16) {
-    gate_up<bf16>(a, r, c0, c1);
+    gate_up<bf16>(a, r, c0, c1, then);
   } else {
-    gate_up<float>(a, r, c0, c1);
+    gate_up<float>(a, r, c0, c1, then);
   }
 }
 
-void moe_down(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1) {
+void moe_down(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1, const void* then) {
   if (a.dtype == kBFloat16) {
-    down<bf16>(a, r, c0, c1);
+    down<bf16>(a, r, c0, c1, then);
   } else {
-    down<float>(a, r, c0, c1);
+    down<float>(a, r, c0, c1, then);
   }
 }
 

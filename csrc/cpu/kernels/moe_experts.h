@@ -18,6 +18,8 @@ struct MoeExpertsArgs {
   int dtype;
 };
 
+// Each kernel below is told where this thread goes on reading afterwards, so that the next weights are on their way.
+
 // The (token, choice) pairs of one expert: pairs[0..count) are t * K + j, and their hidden rows start at `first`.
 struct ExpertRows {
   const int32_t* pairs;
@@ -25,9 +27,11 @@ struct ExpertRows {
 };
 
 // hidden[:, c0..c1) = silu(x @ gate.T) * (x @ up.T)
-QWENOPT_DECLARE_KERNEL(void moe_gate_up(const MoeExpertsArgs& args, const ExpertRows& rows, int64_t c0, int64_t c1))
+QWENOPT_DECLARE_KERNEL(void moe_gate_up(const MoeExpertsArgs& args, const ExpertRows& rows, int64_t c0, int64_t c1,
+                                        const void* then))
 // weighted[:, c0..c1) = round(hidden @ down.T) * weight
-QWENOPT_DECLARE_KERNEL(void moe_down(const MoeExpertsArgs& args, const ExpertRows& rows, int64_t c0, int64_t c1))
+QWENOPT_DECLARE_KERNEL(void moe_down(const MoeExpertsArgs& args, const ExpertRows& rows, int64_t c0, int64_t c1,
+                                     const void* then))
 // out[t] = sum over j of weighted[t, j], tokens token0..token1
 QWENOPT_DECLARE_KERNEL(void moe_combine(const MoeExpertsArgs& args, int64_t token0, int64_t token1))
 

@@ -1,0 +1,164 @@
+"""How one implementation of one case is checked, timed beside eager, and set in relation to what the machine can do."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from cases import Case, Work
+from torch import Tensor
+
+from qwenopt.cli.measure import seconds
+from qwenopt.ops import OPS
+from qwenopt.testing import tolerance
+
+# Time for the rounds of one benchmark, eager's included, and the bounds of their number.
+BUDGET_SECONDS = 0.6
+MIN_ROUNDS, MAX_ROUNDS = 7, 100
+
+# Up to this many elements the truth is computed in float64; beyond it, eager in the same dtype is the measure.
+MAX_TRUTH_ELEMENTS = 32 << 20
+LARGE_SLACK_ULPS = 8
+
+# case -> implementation -> how many times as fast as eager
+Results = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The ceilings of this run."""
+
+    gbps: float
+    gflops: dict[torch.dtype, float]
+    source: str
+
+    def seconds(self, num_bytes: int, flops: int, dtype: torch.dtype) -> float:
+        """The least time in which memory and arithmetic can do the work."""
+        return max(num_bytes / self.gbps, flops / self.gflops[dtype]) / 1e9
+
+
+def implementations(op: str) -> list[str]:
+    """What there is to compare: Inductor before the kernels, so that they can be set in relation to it."""
+    # The expert loop of the reference depends on data, and Inductor would only see its pieces; what people run
+    # under it is transformers' grouped_mm.
+    others = ["grouped_mm"] if op == "moe_experts" else ["inductor"]
+    return ["eager", *others, *(p.name for p in OPS[op].providers)]
+
+
+def implementation(op: str, name: str, work: Work) -> Callable[..., Any]:
+    """The function behind a name. Skips the benchmark where this machine has no such kernel."""
+    if name == "eager":
+        return OPS[op].reference
+    if name == "inductor":
+        return torch.compile(OPS[op].reference, dynamic=False)
+    if name == "grouped_mm":
+        return _grouped_mm
+    provider = next(p for p in OPS[op].providers if p.name == name)
+    reason = provider.available() or provider.accepts(*work.variants[0])
+    if reason is not None:
+        pytest.skip(f"{op}.{name}: {reason}")
+    return provider.fn
+
+
+class _Experts(torch.nn.Module):
+    """What transformers' expert functions take for `self`."""
+
+    def __init__(self, gate_up_proj: Tensor, down_proj: Tensor) -> None:
+        super().__init__()
+        self.num_experts = gate_up_proj.shape[0]
+        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
+        self.act_fn = torch.nn.functional.silu
+        self.has_bias = self.is_transposed = self._is_expert_parallel = False
+        self.has_gate = self.is_concatenated = True
+
+    def _apply_gate(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.act_fn(gate) * up
+
+
+def _grouped_mm(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    from transformers.integrations.moe import grouped_mm_experts_forward
+
+    result: Tensor = grouped_mm_experts_forward(_Experts(gate_up_proj, down_proj), x, indices, weights)
+    return result
+
+
+def check(op: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """A wrong kernel has no speed: as close to the truth as eager is, up to a factor of two."""
+    eager, actual = _tuple(OPS[op].reference(*args)), _tuple(fn(*args))
+    small = sum(a.numel() for a in args if isinstance(a, Tensor)) <= MAX_TRUTH_ELEMENTS
+    truth = _tuple(OPS[op].reference(*(_double(a) for a in args))) if small else eager
+    for a, e, t in zip(actual, eager, truth, strict=True):
+        if not e.is_floating_point():
+            assert torch.equal(a, e), f"{op}: other indices than eager's"
+        elif small:
+            tolerance.assert_as_accurate(a, e, t.double())
+        else:
+            found, allowed = tolerance.error(a, e), LARGE_SLACK_ULPS * tolerance.ulp(e, e.dtype)
+            assert found <= allowed, f"{op}: {found:.3g} away from eager; allowed {allowed:.3g}"
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _tuple(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def run(benchmark: Any, case: Case, name: str, limits: Limits, results: Results) -> None:
+    """Check one implementation of a case, then time it, with a timed call of eager before every round."""
+    work = case.build()
+    fn, eager = implementation(case.op, name, work), OPS[case.op].reference
+    check(case.op, fn, work.variants[0])
+    variants = itertools.cycle(work.variants)
+    eager_seconds: list[float] = []
+
+    def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if name != "eager":
+            args = next(variants)
+            eager_seconds.append(seconds(lambda: eager(*args)))
+        return next(variants), {}
+
+    once = seconds(lambda: (eager(*next(variants)), fn(*next(variants))))
+    rounds = min(max(int(BUDGET_SECONDS / once), MIN_ROUNDS), MAX_ROUNDS)
+    benchmark.group = f"{case.op} {case}"
+    benchmark.pedantic(fn, setup=setup, rounds=rounds, warmup_rounds=2)
+    record(benchmark, str(case), name, limits, results, eager_seconds, (work.num_bytes, work.flops, case.dtype))
+
+
+def record(
+    benchmark: Any,
+    case: str,
+    name: str,
+    limits: Limits,
+    results: Results,
+    eager_seconds: list[float],
+    cost: tuple[int, int, torch.dtype],
+) -> None:
+    """Write speed, ceilings and ratios into the benchmark's JSON. A ratio of 2 is twice as fast."""
+    num_bytes, flops, dtype = cost
+    benchmark.extra_info |= {"case": case, "impl": name, "dtype": str(dtype), "bytes": num_bytes, "flops": flops}
+    if benchmark.disabled:  # --benchmark-disable runs everything once, to see that it works
+        return
+    median = benchmark.stats.stats.median
+    ratio = statistics.median(eager_seconds) / median if eager_seconds else 1.0
+    of_case = results.setdefault(case, {})
+    of_case[name] = ratio
+    benchmark.extra_info |= {
+        "ceiling_gbps": limits.gbps,
+        "ceiling_gflops": limits.gflops[dtype],
+        "ceiling_source": limits.source,
+        "gbps": num_bytes / median / 1e9,
+        "gflops": flops / median / 1e9,
+        "share_of_ceiling": limits.seconds(num_bytes, flops, dtype) / median,
+        "ratio_to_eager": ratio,
+    }
+    for other in ("inductor", "grouped_mm"):
+        if other in of_case and name != other:
+            benchmark.extra_info[f"ratio_to_{other}"] = ratio / of_case[other]
