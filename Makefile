@@ -33,7 +33,7 @@ demo: $(STAMPS)/$(KIND)  ## Compile the shipped demo models and compare them wit
 	@$(BIN)/qwenopt demo
 
 test: $(STAMPS)/test $(STAMPS)/$(KIND)  ## Run the tests (TEST_ARGS="-k rms_norm")
-	@$(BIN)/python -m pytest tests $(TEST_ARGS)
+	@$(BIN)/python -m pytest $(or $(TEST_ARGS),tests)
 
 bench: $(STAMPS)/test $(STAMPS)/$(KIND)  ## Run the benchmarks (BENCH_ARGS="-k silu_mul")
 	@$(BIN)/python -m pytest bench -c bench/pytest.ini $(BENCH_ARGS)
@@ -62,7 +62,8 @@ native:  ## Build the native extension anew, in place
 install: $(STAMPS)/$(KIND)  ## Install the package into $(VENV), editable
 
 clean:  ## Remove what was built, but not $(VENV)
-	rm -rf build dist *.egg-info qwenopt/_C*.so .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .ci/artifacts
+	rm -rf build dist *.egg-info qwenopt/_C*.so .ci/artifacts
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f $(STAMPS)/native $(STAMPS)/pure
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
@@ -76,7 +77,8 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV)/bin/python; \
 	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it is in the package python3-venv."; exit 1; }
 
-$(STAMPS)/run $(STAMPS)/test $(STAMPS)/dev: $(STAMPS)/%: requirements/%.txt requirements/build.txt requirements/run.txt | $(BIN)/python
+REQUIREMENTS := $(STAMPS)/run $(STAMPS)/test $(STAMPS)/dev
+$(REQUIREMENTS): $(STAMPS)/%: requirements/%.txt requirements/build.txt requirements/run.txt | $(BIN)/python
 	@mkdir -p $(STAMPS)
 	@echo "Installing requirements/$*.txt into $(VENV)"
 	@$(PIP) install $(if $(MAKE_TERMOUT),,--quiet) -r requirements/$*.txt
@@ -87,7 +89,8 @@ $(STAMPS)/dev: requirements/test.txt
 $(STAMPS)/native $(STAMPS)/pure: setup.py pyproject.toml $(wildcard MANIFEST.in) $(NATIVE_SOURCES) $(STAMPS)/run
 	@$(if $(NO_CXX),echo "No C++ compiler '$(CXX)': installing without native kernels (QWENOPT_NO_NATIVE=1)."; \
 	  echo "For the fast kernels install one (on Debian and Ubuntu: apt install g++) and run make again.")
-	@echo "Installing qwenopt into $(VENV)$(if $(filter native,$(KIND)), and compiling its native extension (a minute or two))"
+	@echo "Installing qwenopt into $(VENV)"
+	@$(if $(filter native,$(KIND)),echo "Compiling its native extension: a minute or two")
 	@$(PIP) install --quiet --no-build-isolation --no-deps --editable .
 	@rm -f $(STAMPS)/native $(STAMPS)/pure
 	@touch $@

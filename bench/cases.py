@@ -1,4 +1,4 @@
-"""What is measured: the ops at the shapes of published Qwen3 models, with the bytes and operations that each has to do."""
+"""What is measured: the ops at the shapes of published Qwen3 models, with the bytes and operations that each takes."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def implementation(op: str, name: str, work: Work) -> Callable[..., Any]:
     if name == "inductor":
         return torch.compile(OPS[op].reference, dynamic=False)
     if name == "grouped_mm":
-        return _grouped_mm
+        return _grouped_mm(*work.variants[0][3:])
     provider = next(p for p in OPS[op].providers if p.name == name)
     reason = provider.available() or provider.accepts(*work.variants[0])
     if reason is not None:
@@ -65,27 +65,19 @@ def implementation(op: str, name: str, work: Work) -> Callable[..., Any]:
     return provider.fn
 
 
-class _Experts(torch.nn.Module):
-    """What transformers' expert functions take for `self`."""
+def _grouped_mm(gate_up_proj: Tensor, down_proj: Tensor) -> Callable[..., Any]:
+    """The expert layer of transformers, in its grouped_mm implementation, on given weights."""
+    from transformers import Qwen3MoeConfig
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-    def __init__(self, gate_up_proj: Tensor, down_proj: Tensor) -> None:
-        super().__init__()
-        self.num_experts = gate_up_proj.shape[0]
-        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
-        self.act_fn = torch.nn.functional.silu
-        self.has_bias = self.is_transposed = self._is_expert_parallel = False
-        self.has_gate = self.is_concatenated = True
-
-    def _apply_gate(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.act_fn(gate) * up
-
-
-def _grouped_mm(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
-    from transformers.integrations.moe import grouped_mm_experts_forward
-
-    result: Tensor = grouped_mm_experts_forward(_Experts(gate_up_proj, down_proj), x, indices, weights)
-    return result
+    experts, hidden, inter = down_proj.shape
+    config = Qwen3MoeConfig(num_experts=experts, hidden_size=hidden, moe_intermediate_size=inter)
+    config._experts_implementation = "grouped_mm"
+    with torch.device("meta"):
+        module = Qwen3MoeExperts(config)
+    module.gate_up_proj = torch.nn.Parameter(gate_up_proj, requires_grad=False)
+    module.down_proj = torch.nn.Parameter(down_proj, requires_grad=False)
+    return lambda x, indices, weights, *_: module(x, indices, weights)
 
 
 def check(op: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -129,7 +121,7 @@ def run(benchmark: Any, case: Case, name: str, limits: Limits, results: Results)
     rounds = min(max(int(BUDGET_SECONDS / once), MIN_ROUNDS), MAX_ROUNDS)
     benchmark.group = f"{case.op} {case}"
     benchmark.pedantic(fn, setup=setup, rounds=rounds, warmup_rounds=2)
-    record(benchmark, str(case), name, limits, results, eager_seconds, (work.num_bytes, work.flops, case.dtype))
+    record(benchmark, benchmark.group, name, limits, results, eager_seconds, (work.num_bytes, work.flops, case.dtype))
 
 
 def record(

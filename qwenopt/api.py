@@ -14,9 +14,9 @@ from qwenopt.report import Report
 def _use_grouped_experts(model: torch.nn.Module) -> None:
     """Switch eager experts, whose loop over `nonzero` breaks the graph, to the grouped_mm spelling."""
     config = getattr(model, "config", None)
-    switch = getattr(model, "set_experts_implementation", None)
-    if getattr(config, "_experts_implementation", None) == "eager" and switch is not None:
-        switch("grouped_mm")
+    eager = getattr(config, "_experts_implementation", None) == "eager"
+    if eager and getattr(config, "num_experts", 0):  # a dense model says "eager" too, and refuses to be switched
+        model.set_experts_implementation("grouped_mm")  # type: ignore[operator]
 
 
 def compile(

@@ -15,12 +15,12 @@ std::string join(const Parts&... parts) {
 
 }  // namespace qwenopt
 
-#define QWENOPT_CHECK(condition, ...)                                                \
-  do {                                                                               \
-    if (!(condition)) throw std::invalid_argument(::qwenopt::join(__VA_ARGS__));      \
+#define QWENOPT_CHECK(condition, ...)                                            \
+  do {                                                                           \
+    if (!(condition)) throw std::invalid_argument(::qwenopt::join(__VA_ARGS__)); \
   } while (0)
 
-#define QWENOPT_CHECK_RANGE(condition, ...)                                          \
-  do {                                                                               \
-    if (!(condition)) throw std::out_of_range(::qwenopt::join(__VA_ARGS__));          \
+#define QWENOPT_CHECK_RANGE(condition, ...)                                  \
+  do {                                                                       \
+    if (!(condition)) throw std::out_of_range(::qwenopt::join(__VA_ARGS__)); \
   } while (0)

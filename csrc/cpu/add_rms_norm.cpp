@@ -19,8 +19,8 @@ void add_rms_norm_py(uintptr_t x, uintptr_t residual, uintptr_t weight, uintptr_
   check_pointer("add_rms_norm", "weight", weight);
   check_pointer("add_rms_norm", "out", out);
   check_pointer("add_rms_norm", "sum", sum);
-  const RmsNormArgs args{pointer(x), pointer(residual), pointer(weight), pointer(out), pointer(sum), rows, cols,
-                         x_stride, residual_stride, eps, dtype};
+  const RmsNormArgs args{pointer(x), pointer(residual), pointer(weight), pointer(out), pointer(sum), rows,
+                         cols,       x_stride,          residual_stride, eps,          dtype};
   over_rows(rows, cols, threads, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

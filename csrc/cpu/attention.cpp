@@ -138,9 +138,35 @@ void attention_py(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t mask, uintptr
     if (mask_kind != kNoMask) check_pointer(op, "mask", mask);
   }
   if (mask_kind == kNoMask) m_sb = m_sh = m_ss = m_sl = 0;
-  const AttentionArgs args{pointer(q), pointer(k), pointer(v), pointer(mask), pointer<const int64_t>(q_positions),
-                           pointer(out), B, H, G, S, L, D, q_sb, q_sh, q_ss, k_sb, k_sh, k_ss, v_sb, v_sh, v_ss,
-                           m_sb, m_sh, m_ss, m_sl, mask_kind, is_causal, float(scale), dtype};
+  const AttentionArgs args{pointer(q),
+                           pointer(k),
+                           pointer(v),
+                           pointer(mask),
+                           pointer<const int64_t>(q_positions),
+                           pointer(out),
+                           B,
+                           H,
+                           G,
+                           S,
+                           L,
+                           D,
+                           q_sb,
+                           q_sh,
+                           q_ss,
+                           k_sb,
+                           k_sh,
+                           k_ss,
+                           v_sb,
+                           v_sh,
+                           v_ss,
+                           m_sb,
+                           m_sh,
+                           m_ss,
+                           m_sl,
+                           mask_kind,
+                           is_causal,
+                           float(scale),
+                           dtype};
   const Plan plan = make_plan(B, H, G, S, L, D, threads);
   // The scratch was laid out for `threads`; fewer may still run.
   const int team = B * H * S * L * D <= 64 * 1024 ? 1 : threads;
@@ -150,8 +176,8 @@ void attention_py(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t mask, uintptr
 }  // namespace
 
 void register_attention(py::module_& m) {
-  m.def("attention", &attention_py, "out [B, S, H, D] = softmax(q k^T * scale + mask) v with grouped key/value heads", Release(),
-        py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("q_positions"), py::arg("out"),
+  m.def("attention", &attention_py, "out [B, S, H, D] = softmax(q k^T * scale + mask) v with grouped key/value heads",
+        Release(), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("q_positions"), py::arg("out"),
         py::arg("scratch"), py::arg("B"), py::arg("H"), py::arg("G"), py::arg("S"), py::arg("L"), py::arg("D"),
         py::arg("q_sb"), py::arg("q_sh"), py::arg("q_ss"), py::arg("k_sb"), py::arg("k_sh"), py::arg("k_ss"),
         py::arg("v_sb"), py::arg("v_sh"), py::arg("v_ss"), py::arg("m_sb"), py::arg("m_sh"), py::arg("m_ss"),

@@ -7,8 +7,8 @@
 namespace qwenopt {
 namespace {
 
-// Work is handed out in runs of whole rows of about this much weight: long enough to be one forward stream, short enough
-// that a thread that is held up does not keep the others waiting.
+// Work is handed out in runs of whole rows of about this much weight: long enough to be one forward stream, short
+// enough that a thread that is held up does not keep the others waiting.
 constexpr int64_t kRunBytes = 1 << 20;
 constexpr int64_t kSerialBytes = 64 << 10;
 
@@ -44,9 +44,9 @@ void linear_py(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, int
     if (K > 0) check_pointer("linear", "x", x);
     if (K > 0) check_pointer("linear", "weight", weight);
   }
-  run_linear({pointer(x), pointer(weight), pointer(bias), pointer(out), M, N, K, x_stride, weight_stride, out_stride,
-              dtype},
-             threads, isa);
+  run_linear(
+      {pointer(x), pointer(weight), pointer(bias), pointer(out), M, N, K, x_stride, weight_stride, out_stride, dtype},
+      threads, isa);
 }
 
 }  // namespace

@@ -65,8 +65,13 @@ struct Phase {
 
   Phase(const ExpertRows* rows, int64_t hit, int64_t per_item, int64_t cols, const void* data, int64_t bytes,
         int64_t stride)
-      : experts(rows), num_experts(hit), cols_per_item(per_item), num_cols(cols),
-        tiles((cols + per_item - 1) / per_item), weights(static_cast<const char*>(data)), expert_bytes(bytes),
+      : experts(rows),
+        num_experts(hit),
+        cols_per_item(per_item),
+        num_cols(cols),
+        tiles((cols + per_item - 1) / per_item),
+        weights(static_cast<const char*>(data)),
+        expert_bytes(bytes),
         col_bytes(stride) {}
 
   int64_t take() { return next.fetch_add(1, std::memory_order_relaxed); }
@@ -139,14 +144,26 @@ void moe_experts_py(uintptr_t x, uintptr_t indices, uintptr_t weights, uintptr_t
   check_pointer(op, "scratch", scratch);
   const int64_t* ids = pointer<const int64_t>(indices);
   for (int64_t p = 0; p < T * K; ++p) {
-    QWENOPT_CHECK_RANGE(ids[p] >= 0 && ids[p] <= E, op, ": expert id ", ids[p], " of ", E,
-                        " experts; ids must be 0..", E - 1, ", or ", E, " to skip");
+    QWENOPT_CHECK_RANGE(ids[p] >= 0 && ids[p] <= E, op, ": expert id ", ids[p], " of ", E, " experts; ids must be 0..",
+                        E - 1, ", or ", E, " to skip");
   }
   const Scratch s = layout(T, N, I, E, K, dtype);
   char* base = pointer<char>(scratch / 64 * 64);
-  const MoeExpertsArgs args{pointer(x),      ids,               pointer(weights), pointer(gate_up),
-                            pointer(down),   pointer(out),      base + s.hidden,  base + s.weighted,
-                            T, N, I, E, K, x_stride, dtype};
+  const MoeExpertsArgs args{pointer(x),
+                            ids,
+                            pointer(weights),
+                            pointer(gate_up),
+                            pointer(down),
+                            pointer(out),
+                            base + s.hidden,
+                            base + s.weighted,
+                            T,
+                            N,
+                            I,
+                            E,
+                            K,
+                            x_stride,
+                            dtype};
   ExpertRows* experts = reinterpret_cast<ExpertRows*>(base + s.experts);
   const int64_t hit = group_pairs(args, reinterpret_cast<int32_t*>(base + s.pairs), experts);
   if (T * K * N * I <= 64 * 1024) threads = 1;

@@ -18,8 +18,8 @@ void moe_route_py(uintptr_t logits, uintptr_t weights_out, uintptr_t indices_out
   check_pointer("moe_route", "logits", logits);
   check_pointer("moe_route", "weights_out", weights_out);
   check_pointer("moe_route", "indices_out", indices_out);
-  const MoeRouteArgs args{pointer(logits), pointer(weights_out), pointer<int64_t>(indices_out), T, E, K, logits_stride,
-                          norm, dtype};
+  const MoeRouteArgs args{
+      pointer(logits), pointer(weights_out), pointer<int64_t>(indices_out), T, E, K, logits_stride, norm, dtype};
   over_rows(T, E * (K + 4), threads, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

@@ -9,8 +9,8 @@ namespace {
 
 void qk_norm_rope_py(uintptr_t q, uintptr_t k, uintptr_t q_weight, uintptr_t k_weight, uintptr_t cos, uintptr_t sin,
                      uintptr_t q_out, uintptr_t k_out, int64_t B, int64_t S, int64_t H, int64_t G, int64_t D,
-                     int64_t q_sb, int64_t q_ss, int64_t q_sh, int64_t k_sb, int64_t k_ss, int64_t k_sh,
-                     int64_t cos_sb, int64_t cos_ss, double eps, int dtype, int threads, int isa) {
+                     int64_t q_sb, int64_t q_ss, int64_t q_sh, int64_t k_sb, int64_t k_ss, int64_t k_sh, int64_t cos_sb,
+                     int64_t cos_ss, double eps, int dtype, int threads, int isa) {
   const char* op = "qk_norm_rope";
   check_common(op, dtype, threads);
   check_size(op, "B", B);
@@ -32,11 +32,29 @@ void qk_norm_rope_py(uintptr_t q, uintptr_t k, uintptr_t q_weight, uintptr_t k_w
   }
   check_pointer(op, "cos", cos);
   check_pointer(op, "sin", sin);
-  const QkNormRopeArgs args{pointer(q),   pointer(k),     pointer(q_weight), pointer(k_weight), pointer(cos),
-                            pointer(sin), pointer(q_out), pointer(k_out),    B,                 S,
-                            H,            G,              D,                 q_sb,              q_ss,
-                            q_sh,         k_sb,           k_ss,              k_sh,              cos_sb,
-                            cos_ss,       eps,            dtype};
+  const QkNormRopeArgs args{pointer(q),
+                            pointer(k),
+                            pointer(q_weight),
+                            pointer(k_weight),
+                            pointer(cos),
+                            pointer(sin),
+                            pointer(q_out),
+                            pointer(k_out),
+                            B,
+                            S,
+                            H,
+                            G,
+                            D,
+                            q_sb,
+                            q_ss,
+                            q_sh,
+                            k_sb,
+                            k_ss,
+                            k_sh,
+                            cos_sb,
+                            cos_ss,
+                            eps,
+                            dtype};
   over_rows(B * S, (H + G) * D, threads, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

@@ -17,8 +17,8 @@ void rms_norm_py(uintptr_t x, uintptr_t weight, uintptr_t out, int64_t rows, int
   check_pointer("rms_norm", "x", x);
   check_pointer("rms_norm", "weight", weight);
   check_pointer("rms_norm", "out", out);
-  const RmsNormArgs args{pointer(x), nullptr, pointer(weight), pointer(out), nullptr, rows, cols, x_stride, 0, eps,
-                         dtype};
+  const RmsNormArgs args{pointer(x), nullptr, pointer(weight), pointer(out), nullptr, rows, cols, x_stride, 0,
+                         eps,        dtype};
   over_rows(rows, cols, threads, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MODEL_TYPES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
 NEEDED = "needed: a folder with a Qwen3 checkpoint (config.json, *.safetensors and, to handle text, tokenizer.json)"
+MAX_ERROR_CHARACTERS = 400
 INDEX = "model.safetensors.index.json"
 
 
@@ -131,7 +132,7 @@ def load(folder: Path, dtype: str = "auto") -> PreTrainedModel:
             )
     except Exception as error:
         # A damaged configuration surfaces as one of many library errors; say which folder it was.
-        raise CheckpointError(f"{folder} cannot be loaded as a Qwen3 checkpoint: {error}") from error
+        raise CheckpointError(f"{folder} cannot be loaded as a Qwen3 checkpoint: {_one_line(error)}") from error
     missing = sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]
     if missing:
         raise CheckpointError(
@@ -151,7 +152,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         with _quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}; fetch its files again") from error
+        raise CheckpointError(
+            f"the tokenizer in {folder} cannot be loaded: {_one_line(error)}; fetch its files again"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    """The beginning of a library's error, which may be a page long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + " ..."
 
 
 def parameters(model: torch.nn.Module) -> int:

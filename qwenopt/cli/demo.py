@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", type=arguments.text, help="with --model: what to ask (of a shipped model: one of its own questions)"
     )
-    parser.add_argument("--questions", type=arguments.positive, default=1, help="questions a mode, of shipped models")
+    parser.add_argument("--questions", type=arguments.positive, default=1, help="how many, of shipped models")
     parser.add_argument("--max-new-tokens", type=arguments.positive, help="longest reply")
     parser.add_argument("--rounds", type=arguments.positive, default=5, help="alternating rounds when timing")
     parser.add_argument(
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for folder in folders.values():
         checkpoint.check(folder)
     models = [_one_model(name, folder, args) for name, folder in folders.items()]
-    result = {"command": "demo", "machine": machine.facts(torch.get_num_threads()), "models": models}
+    result: dict[str, Any] = {"command": "demo", "machine": machine.facts(torch.get_num_threads()), "models": models}
     result["equal"] = all(reply["equal"] for model in models for reply in model["replies"])
     _print_summary(models)
     if args.json is not None:
@@ -120,12 +120,12 @@ class Asked(NamedTuple):
 
 
 def _questions(name: str, args: argparse.Namespace) -> list[Asked]:
-    """Both modes in turn: questions of the shipped models' own task, or one prompt."""
+    """Everything in both modes: questions of the shipped models' own task, or one prompt."""
     from qwenopt.demo import DEMO_NAMES, task
 
     if name in DEMO_NAMES and not args.prompt:
-        drawn = task.test_questions(2 * args.questions)
-        return [Asked(q.text, i % 2 == 0, q) for i, q in enumerate(drawn)]
+        drawn = task.unseen_questions(args.questions)
+        return [Asked(q.text, thinking, q) for q in drawn for thinking in (True, False)]
     text = args.prompt or OWN_PROMPT
     return [Asked(text, True), Asked(text, False)]
 
@@ -154,7 +154,13 @@ class Session:
         prompt, limit = self.prompts[asked], self.limit
         print(f"\n[{'thinking' if asked.thinking else 'no thinking'}] {asked.text}", flush=True)
         shown: list[str] = []
-        out = stream.TextStream(self.tokenizer, lambda part: (shown.append(part), _show(part)))
+
+        def write(part: str) -> None:
+            shown.append(part)
+            sys.stdout.write(part)
+            sys.stdout.flush()
+
+        out = stream.TextStream(self.tokenizer, write)
         waiting = console.Waiting("compiling")
 
         def on_token(token: int) -> None:
@@ -224,11 +230,6 @@ def first_difference(tokens: list[int], expected: list[int]) -> int | None:
 
 def _verdict(differs: int | None) -> str:
     return "the same as eager's" if differs is None else f"DIFFERENT from eager's from token {differs} on"
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _print_summary(models: list[dict[str, Any]]) -> None:

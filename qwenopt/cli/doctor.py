@@ -119,7 +119,7 @@ def _native() -> Finding:
 
     reason = native.why_not()
     if reason is None:
-        info = getattr(native.C(), "build_info", dict)()
+        info: object = getattr(native.C(), "build_info", dict)()
         detail = ", ".join(f"{key} {value}" for key, value in info.items()) if isinstance(info, dict) else str(info)
         return Finding("native kernels", OK, detail)
     return Finding("native kernels", MISSING, f"{reason}; everything runs, on slower PyTorch references", _native_fix())

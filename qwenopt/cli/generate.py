@@ -32,14 +32,9 @@ def run(args: argparse.Namespace) -> int:
         raise QwenoptError("the prompt on standard input is empty; needed: some text")
     prompt = stream.prompt_ids(tokenizer, text, not args.no_thinking)
     model = checkpoint.load(folder, args.dtype)
-    room = model.config.max_position_embeddings
-    if len(prompt) + args.max_new_tokens > room:
-        raise QwenoptError(
-            f"the prompt has {len(prompt)} tokens and --max-new-tokens is {args.max_new_tokens}; the model takes {room}"
-        )
+    cache = stream.static_cache(model, len(prompt) + args.max_new_tokens)
     if not args.eager:
         qwenopt.compile(model)
-    cache = stream.static_cache(model, len(prompt) + args.max_new_tokens)
     out = stream.TextStream(tokenizer, _show)
     call = model.forward if args.eager else model
     waiting = console.Waiting("compiling" if not args.eager else "reading the prompt")

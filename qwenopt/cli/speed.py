@@ -44,7 +44,7 @@ def prefill_flops(model: PreTrainedModel, tokens: int) -> int:
             share = config.num_experts_per_tok / config.num_experts if ".experts." in name else 1.0
             per_token += 2 * p.numel() * share
     attention = 2 * tokens * tokens * config.num_attention_heads * config.head_dim * config.num_hidden_layers
-    return int(per_token * tokens) + attention + 2 * config.vocab_size * config.hidden_size
+    return int(per_token * tokens + attention + 2 * config.vocab_size * config.hidden_size)
 
 
 def calls(model: PreTrainedModel, names: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
@@ -58,7 +58,7 @@ def calls(model: PreTrainedModel, names: tuple[str, ...]) -> dict[str, Callable[
         if name == "eager":
             made[name] = model.forward
         elif name == "qwenopt":
-            made[name] = qwenopt.compile(model, dynamic=False)  # type: ignore[assignment]
+            made[name] = qwenopt.compile(model, dynamic=False)
         else:
             made[name] = torch.compile(model.forward, backend=name, dynamic=False)
     return made

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qwenopt.errors import QwenoptError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -70,10 +72,17 @@ class Reply:
 
 
 def static_cache(model: PreTrainedModel, length: int) -> Any:
-    """A key/value cache of fixed size for one sequence of at most `length` tokens, allocated at once."""
+    """A key/value cache of fixed size for one sequence of at most `length` tokens, allocated at once.
+
+    Raises QwenoptError for more tokens than the model has positions for.
+    """
     from transformers import StaticCache
 
     config = model.config
+    if length > config.max_position_embeddings:
+        raise QwenoptError(
+            f"{length} tokens, prompt and reply together; the model takes {config.max_position_embeddings}"
+        )
     cache = StaticCache(config=config, max_cache_len=length)
     cache.early_initialization(1, config.num_key_value_heads, config.head_dim, model.dtype, model.device)
     return cache

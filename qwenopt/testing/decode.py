@@ -33,14 +33,22 @@ def prompt(config: Any, batch: int, length: int = 7, *, seed: int = 0) -> tuple[
 
 @torch.no_grad()
 def greedy(
-    model: Callable[..., Any], config: Any, ids: Tensor, mask: Tensor | None, *, cache: str, steps: int
+    model: Callable[..., Any],
+    config: Any,
+    ids: Tensor,
+    mask: Tensor | None,
+    *,
+    cache: str,
+    steps: int,
+    room: int | None = None,
 ) -> tuple[Tensor, float]:
     """The greedy continuation [B, steps], and the smallest gap between the two best logits on the way.
 
-    A gap near the rounding error of float32 means that eager itself could have gone the other way.
+    A gap near the rounding error of float32 means that eager itself could have gone the other way. `room` is the length
+    of a static cache (default: just enough).
     """
     tokens, gap = [], float("inf")
-    state = make_cache(cache, config, ids.shape[1] + steps)
+    state = make_cache(cache, config, room or ids.shape[1] + steps)
     given = ids
     for _ in range(steps):
         kwargs: dict[str, Any] = {"use_cache": False} if state is None else {"past_key_values": state}

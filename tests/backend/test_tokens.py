@@ -1,4 +1,4 @@
-"""float32: greedy tokens equal eager's, for the structure of every Qwen3 model, every cache, one row and padded rows."""
+"""float32: greedy tokens equal those of eager, for the structure of every Qwen3 model, cache, and padding."""
 
 from __future__ import annotations
 

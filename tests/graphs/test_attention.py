@@ -131,6 +131,10 @@ HONOURED: dict[str, Mask] = {
     "keys plus one": lambda p: (keys() + 1)[None, None, None, :] <= p[None, None, :, None],
     "keys reversed": lambda p: keys().flip(0)[None, None, None, :] <= p[None, None, :, None],
     "float positions": lambda p: keys()[None, None, None, :] <= (p + 0.5)[None, None, :, None],
+    "bool cast to float": lambda p: causal(p).to(torch.float32),
+    "bfloat16 keys": lambda p: (
+        torch.arange(LENGTH, dtype=torch.bfloat16)[None, None, None, :] <= p[None, None, :, None]
+    ),
     "additive": lambda p: torch.zeros(1, 1, SEQ, LENGTH).masked_fill(~causal(p), -torch.inf),
     "written by item": written(lambda m: m.__setitem__((..., slice(0, 2)), False)),
     "written by method": written(lambda m: m.logical_and_(keys() > 0)),

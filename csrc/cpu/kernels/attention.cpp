@@ -152,7 +152,10 @@ struct Block {
   Visible visible[kQueryRows];
 
   Block(const AttentionArgs& args, const AttentionItem& item)
-      : a(args), it(item), w(item.work, args.D), group(int(args.H / args.G)),
+      : a(args),
+        it(item),
+        w(item.work, args.D),
+        group(int(args.H / args.G)),
         rows(int((item.q1 - item.q0) * (args.H / args.G))) {}
 
   bool packed() const { return rows >= kPackedRows; }

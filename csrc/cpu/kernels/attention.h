@@ -7,10 +7,10 @@ namespace qwenopt {
 
 enum MaskKind : int { kNoMask = 0, kBoolMask = 1, kFloatMask = 2, kBf16Mask = 3 };
 
-constexpr int kKeyBlock = 64;     // keys of one pass; blocks lie on multiples of it, whatever the rows can see
-constexpr int kQueryRows = 64;    // (query, head of the group) rows of one work item
+constexpr int kKeyBlock = 64;   // keys of one pass; blocks lie on multiples of it, whatever the rows can see
+constexpr int kQueryRows = 64;  // (query, head of the group) rows of one work item
 constexpr int kMaxHeadDim = 256;
-constexpr int kMaxSplits = 256;   // shares of one query block's keys
+constexpr int kMaxSplits = 256;  // shares of one query block's keys
 
 struct AttentionArgs {
   const void *q, *k, *v;       // [B, H, S, D], [B, G, L, D], [B, G, L, D]
@@ -46,8 +46,8 @@ QWENOPT_DECLARE_KERNEL(void attention_combine(const AttentionArgs& args, const A
 // A partial row: the maximum, the sum, then (at 16) the unnormalised output.
 #define QWENOPT_ATTENTION_PARTIAL_FLOATS(D) (16 + QWENOPT_ATTENTION_PADDED(D))
 // Queries, keys, values, sums; scores, bias, probabilities; maximum, total, rescale.
-#define QWENOPT_ATTENTION_WORK_BYTES(D)                                                        \
-  (4 * ((2 * kQueryRows + 2 * kKeyBlock) * QWENOPT_ATTENTION_PADDED(D) +                       \
+#define QWENOPT_ATTENTION_WORK_BYTES(D)                                  \
+  (4 * ((2 * kQueryRows + 2 * kKeyBlock) * QWENOPT_ATTENTION_PADDED(D) + \
         (2 * kQueryRows + kQueryRows / 2) * kKeyBlock + 3 * kQueryRows))
 
 }  // namespace qwenopt

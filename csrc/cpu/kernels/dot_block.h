@@ -12,10 +12,10 @@ namespace QWENOPT_ISA_NS {
 
 constexpr int kMaxDotRows = 32;
 
-// MR rows times NR weight rows in registers, while `Lines` lines a step of the weights that follow are asked for in address
-// order: the memory sees one forward stream although NR rows are read at once. Each row prefetched on its own, 0.5 or 1 KB
-// ahead, reached 60-75 % of one core's read bandwidth where this reaches 85-100 % (M = 1..4, K = 768..3072, one core of
-// Zen 5, 2026-11-22).
+// MR rows times NR weight rows in registers, while `Lines` lines a step of the weights that follow are asked for in
+// address order: the memory sees one forward stream although NR rows are read at once. Each row prefetched on its own,
+// 0.5 or 1 KB ahead, reached 60-75 % of one core's read bandwidth where this reaches 85-100 % (M = 1..4, K = 768..3072,
+// one core of Zen 5, 2026-11-22).
 template <class T, int MR, int NR, int Lines>
 static inline void dot_tile(const T* const* x, const T* w, int64_t ldw, int64_t K, float* out, int64_t ldo,
                             const char* ahead) {
@@ -71,11 +71,16 @@ static inline void dot_tile_rows(int rows, const T* const* x, const T* w, int64_
                                  int64_t ldo, const char* ahead) {
   static_assert(kTileRows <= 6, "add cases");
   switch (rows) {
-    case 1: return dot_tile<T, 1, NR, Lines>(x, w, ldw, K, out, ldo, ahead);
-    case 2: return dot_tile<T, 2, NR, Lines>(x, w, ldw, K, out, ldo, ahead);
-    case 3: return dot_tile<T, 3, NR, Lines>(x, w, ldw, K, out, ldo, ahead);
-    case 4: return dot_tile<T, 4, NR, Lines>(x, w, ldw, K, out, ldo, ahead);
-    default: break;
+    case 1:
+      return dot_tile<T, 1, NR, Lines>(x, w, ldw, K, out, ldo, ahead);
+    case 2:
+      return dot_tile<T, 2, NR, Lines>(x, w, ldw, K, out, ldo, ahead);
+    case 3:
+      return dot_tile<T, 3, NR, Lines>(x, w, ldw, K, out, ldo, ahead);
+    case 4:
+      return dot_tile<T, 4, NR, Lines>(x, w, ldw, K, out, ldo, ahead);
+    default:
+      break;
   }
   if constexpr (kTileRows >= 6) {
     if (rows == 5) return dot_tile<T, 5, NR, Lines>(x, w, ldw, K, out, ldo, ahead);
@@ -84,8 +89,8 @@ static inline void dot_tile_rows(int rows, const T* const* x, const T* w, int64_
 }
 
 template <class T>
-static inline void dot_tile_lines(int lines, int rows, const T* const* x, const T* w, int64_t ldw, int64_t K, float* out,
-                                  int64_t ldo, const char* ahead) {
+static inline void dot_tile_lines(int lines, int rows, const T* const* x, const T* w, int64_t ldw, int64_t K,
+                                  float* out, int64_t ldo, const char* ahead) {
   static_assert(kTileCols == 2 || kTileCols == 4, "the shares below are 0, 1, 2 or all");
   if (lines == 0) return dot_tile_rows<T, kTileCols, 0>(rows, x, w, ldw, K, out, ldo, ahead);
   if (lines == 1) return dot_tile_rows<T, kTileCols, 1>(rows, x, w, ldw, K, out, ldo, ahead);
@@ -93,8 +98,8 @@ static inline void dot_tile_lines(int lines, int rows, const T* const* x, const 
   return dot_tile_rows<T, kTileCols, kTileCols>(rows, x, w, ldw, K, out, ldo, ahead);
 }
 
-// M <= kMaxDotRows rows given by pointers; out is [M][ldo]. `then` is what this thread reads after these weights: the last
-// tile prefetches it.
+// M <= kMaxDotRows rows given by pointers; out is [M][ldo]. `then` is what this thread reads after these weights: the
+// last tile prefetches it.
 template <class T>
 static inline void dot_block(const T* const* x, int M, const T* w, int64_t ldw, int64_t num_cols, int64_t K, float* out,
                              int64_t ldo, const T* then) {

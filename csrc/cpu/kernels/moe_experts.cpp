@@ -28,7 +28,8 @@ void gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c
       for (int m = 0; m < rows; ++m) {
         T* hidden = (T*)a.hidden + (r.first + m0 + m) * a.I + c;
         for (int64_t i = 0; i < cols; i += W) {
-          const F gate_part = round_to<T>(load(g + m * kMoeCols + i)), up_part = round_to<T>(load(u + m * kMoeCols + i));
+          const F gate_part = round_to<T>(load(g + m * kMoeCols + i)),
+                  up_part = round_to<T>(load(u + m * kMoeCols + i));
           store_upto(hidden + i, mul(round_to<T>(silu(gate_part)), up_part), cols - i);
         }
       }

@@ -8,8 +8,8 @@ namespace qwenopt {
 constexpr int64_t kMaxRouteExperts = 4096;
 
 struct MoeRouteArgs {
-  const void* logits;  // [T, E], rows logits_stride apart
-  void* weights_out;   // [T, K] contiguous
+  const void* logits;    // [T, E], rows logits_stride apart
+  void* weights_out;     // [T, K] contiguous
   int64_t* indices_out;  // [T, K] contiguous
   int64_t T, E, K, logits_stride;
   bool norm;  // divide by the sum of the k

@@ -1,7 +1,7 @@
 // c[m][n] = scale[m] * c[m][n] + sum_k a[m][k] * b[k][n] with b packed so that n lies in the lanes: no horizontal sums.
 //
-// Operands are 32-bit words: one float, or (where VDPBF16PS is built) two bfloat16 neighbours in k. Packing b costs about
-// as much as five rows of the product, so this is for eight rows and more.
+// Operands are 32-bit words: one float, or (where VDPBF16PS is built) two bfloat16 neighbours in k. Packing b costs
+// about as much as five rows of the product, so this is for eight rows and more.
 #pragma once
 
 #include "vec.h"
@@ -73,11 +73,16 @@ template <class C, int NV>
 static inline void outer_rows(int rows, const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int64_t steps,
                               float* c, int64_t ldc, const float* scale) {
   switch (rows) {
-    case 1: return outer_tile<C, 1, NV>(a, lda, b, ldb, steps, c, ldc, scale);
-    case 2: return outer_tile<C, 2, NV>(a, lda, b, ldb, steps, c, ldc, scale);
-    case 3: return outer_tile<C, 3, NV>(a, lda, b, ldb, steps, c, ldc, scale);
-    case 4: return outer_tile<C, 4, NV>(a, lda, b, ldb, steps, c, ldc, scale);
-    default: break;
+    case 1:
+      return outer_tile<C, 1, NV>(a, lda, b, ldb, steps, c, ldc, scale);
+    case 2:
+      return outer_tile<C, 2, NV>(a, lda, b, ldb, steps, c, ldc, scale);
+    case 3:
+      return outer_tile<C, 3, NV>(a, lda, b, ldb, steps, c, ldc, scale);
+    case 4:
+      return outer_tile<C, 4, NV>(a, lda, b, ldb, steps, c, ldc, scale);
+    default:
+      break;
   }
   if constexpr (kOuterRows >= 6) {
     if (rows == 5) return outer_tile<C, 5, NV>(a, lda, b, ldb, steps, c, ldc, scale);

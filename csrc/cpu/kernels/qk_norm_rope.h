@@ -6,8 +6,8 @@
 namespace qwenopt {
 
 struct QkNormRopeArgs {
-  const void* q;  // [B, S, H, D], strides q_sb q_ss q_sh
-  const void* k;  // [B, S, G, D], strides k_sb k_ss k_sh
+  const void* q;                    // [B, S, H, D], strides q_sb q_ss q_sh
+  const void* k;                    // [B, S, G, D], strides k_sb k_ss k_sh
   const void *q_weight, *k_weight;  // [D]
   const void *cos, *sin;            // [B or 1, S, D], strides cos_sb cos_ss
   void* q_out;                      // [B, S, H, D] contiguous

@@ -16,11 +16,21 @@ struct bf16 {
 
 #if QWENOPT_X86
 #define QWENOPT_DECLARE_KERNEL(...) \
-  namespace generic { __VA_ARGS__; }        \
-  namespace avx2 { __VA_ARGS__; }           \
-  namespace avx512 { __VA_ARGS__; }         \
-  namespace avx512bf16 { __VA_ARGS__; }
+  namespace generic {               \
+  __VA_ARGS__;                      \
+  }                                 \
+  namespace avx2 {                  \
+  __VA_ARGS__;                      \
+  }                                 \
+  namespace avx512 {                \
+  __VA_ARGS__;                      \
+  }                                 \
+  namespace avx512bf16 {            \
+  __VA_ARGS__;                      \
+  }
 #else
 #define QWENOPT_DECLARE_KERNEL(...) \
-  namespace generic { __VA_ARGS__; }
+  namespace generic {               \
+  __VA_ARGS__;                      \
+  }
 #endif

@@ -7,6 +7,7 @@ namespace QWENOPT_ISA_NS {
 typedef float F __attribute__((vector_size(16)));
 typedef int32_t I __attribute__((vector_size(16)));
 typedef uint32_t U __attribute__((vector_size(16)));
+typedef uint16_t H __attribute__((vector_size(8)));
 constexpr int W = 4;
 constexpr int kTileRows = 4, kTileCols = 2;  // of Dot: accumulators that fit 16 registers
 constexpr int kOuterRows = 4, kOuterVecs = 2;
@@ -39,8 +40,9 @@ static inline F load(const float* p) {
   return out;
 }
 static inline F load(const bf16* p) {
-  U bits = {p[0].bits, p[1].bits, p[2].bits, p[3].bits};
-  return (F)(bits << 16);
+  H words;
+  __builtin_memcpy(&words, p, 8);
+  return (F)(__builtin_convertvector(words, U) << 16);
 }
 static inline F load_n(const float* p, int n) {
   F out = zero();
@@ -93,12 +95,34 @@ static inline F scale2(F p, F n) {
 }
 
 template <class T>
-struct Dot {
+struct Dot;
+template <>
+struct Dot<float> {
   using X = F;
   static constexpr int STEP = W;
-  static X load(const T* p) { return QWENOPT_ISA_NS::load(p); }
-  static X load_n(const T* p, int n) { return QWENOPT_ISA_NS::load_n(p, n); }
+  static X load(const float* p) { return QWENOPT_ISA_NS::load(p); }
+  static X load_n(const float* p, int n) { return QWENOPT_ISA_NS::load_n(p, n); }
   static F step(F acc, X a, X b) { return fma(a, b, acc); }
+};
+// Eight elements as those in the upper and those in the lower half of each word: a shift and a mask widen them, no
+// shuffle, whatever the byte order is.
+template <>
+struct Dot<bf16> {
+  struct X {
+    F low, high;
+  };
+  static constexpr int STEP = 8;
+  static X load(const bf16* p) {
+    U words;
+    __builtin_memcpy(&words, p, 16);
+    return {(F)(words << 16), (F)(words & 0xffff0000u)};
+  }
+  static X load_n(const bf16* p, int n) {
+    bf16 copy[8] = {};
+    for (int i = 0; i < n; ++i) copy[i] = p[i];
+    return load(copy);
+  }
+  static F step(F acc, X a, X b) { return fma(a.high, b.high, fma(a.low, b.low, acc)); }
 };
 
 // rows[j][0..cols) of 32-bit words -> out[c * stride + j]; missing rows are zero.

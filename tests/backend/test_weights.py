@@ -1,0 +1,78 @@
+"""Weights that change after compilation are seen by the next call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qwenopt.backend import compile_graph
+from qwenopt.testing.decode import one_thread, prompt
+from qwenopt.testing.models import tiny_model
+
+LOWERINGS = pytest.mark.parametrize("lowering", ["direct", pytest.param("inductor", marks=pytest.mark.slow)])
+
+
+class Compiled:
+    """A compiled model beside eager calls of the same weights."""
+
+    def __init__(self, name: str, lowering: str) -> None:
+        self.model = tiny_model(name)
+        self.ids, _ = prompt(self.model.config, 1)
+        self.model.compile(backend=compile_graph, options={"lowering": lowering})
+
+    @torch.no_grad()
+    def check(self) -> Tensor:
+        """Compiled equals eager now; returns the logits."""
+        with one_thread():
+            wanted = self.model.forward(self.ids, use_cache=False).logits
+            found = self.model(self.ids, use_cache=False).logits
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        return found
+
+
+@LOWERINGS
+@pytest.mark.parametrize("name", ["0.6B", "30B-A3B"])
+def test_changed_weights_are_seen(name: str, lowering: str) -> None:
+    if lowering == "inductor" and name != "0.6B":
+        pytest.skip("one Inductor compilation is enough")
+    compiled = Compiled(name, lowering)
+    before = compiled.check()
+    with torch.no_grad():
+        for p in compiled.model.parameters():
+            p.mul_(1.25)
+    scaled = compiled.check()
+    assert not torch.allclose(before, scaled)
+    compiled.model.load_state_dict(tiny_model(name, seed=1).state_dict())
+    assert not torch.allclose(compiled.check(), scaled)
+
+
+def test_replaced_parameters_are_seen() -> None:
+    compiled = Compiled("0.6B", "direct")
+    before = compiled.check()
+    head = compiled.model.model.layers[0].mlp.down_proj
+    head.weight = nn.Parameter(torch.randn_like(head.weight), requires_grad=False)
+    assert not torch.allclose(compiled.check(), before)
+
+
+def test_state_dict_assigned_is_seen() -> None:
+    compiled = Compiled("0.6B", "direct")
+    before = compiled.check()
+    compiled.model.load_state_dict(tiny_model("0.6B", seed=2).state_dict(), assign=True)
+    compiled.model.tie_weights()
+    assert not torch.allclose(compiled.check(), before)
+
+
+def test_model_cast_after_compilation_is_seen() -> None:
+    compiled = Compiled("0.6B", "direct")
+    compiled.check()
+    compiled.model.to(torch.bfloat16)
+    with torch.no_grad(), one_thread():
+        assert compiled.model(compiled.ids, use_cache=False).logits.dtype == torch.bfloat16
+
+
+def test_weights_stay_where_they_are() -> None:
+    compiled = Compiled("0.6B", "direct")
+    addresses = {k: p.data_ptr() for k, p in compiled.model.named_parameters()}
+    compiled.check()
+    assert {k: p.data_ptr() for k, p in compiled.model.named_parameters()} == addresses
