@@ -40,7 +40,6 @@ OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 # No strict aliasing: packed blocks are read as 32-bit words whatever they hold.
 CFLAGS = [
     "-std=c++17",
-    "-O3",
     "-g0",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
@@ -82,9 +81,9 @@ class BuildNative(build_ext):
         import pybind11
 
         macros = [("QWENOPT_X86", str(int(IS_X86))), ("QWENOPT_VERSION", f'"{self.distribution.get_version()}"')]
-        jobs = [(ext.sources, "base", [f"-I{pybind11.get_include()}"])]
+        jobs = [(ext.sources, "base", ["-O2", f"-I{pybind11.get_include()}"])]
         for isa, flags in ISA_FLAGS.items():
-            jobs.append((sources("csrc/cpu/kernels"), isa, [f"-DQWENOPT_ISA_NS={isa}", *flags]))
+            jobs.append((sources("csrc/cpu/kernels"), isa, ["-O3", f"-DQWENOPT_ISA_NS={isa}", *flags]))
 
         def compile_one(job: tuple[str, str, list[str]]) -> list[str]:
             source, isa, flags = job

@@ -169,7 +169,7 @@ void attention_py(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t mask, uintptr
                            dtype};
   const Plan plan = make_plan(B, H, G, S, L, D, threads);
   // The scratch was laid out for `threads`; fewer may still run.
-  const int team = B * H * S * L * D <= 64 * 1024 ? 1 : threads;
+  const int team = B * H * S * L * D <= 256 * 1024 ? 1 : threads;
   run_attention(args, plan, pointer<char>((scratch + 63) / 64 * 64), team, isa);
 }
 

@@ -10,7 +10,7 @@ namespace {
 // Work is handed out in runs of whole rows of about this much weight: long enough to be one forward stream, short
 // enough that a thread that is held up does not keep the others waiting.
 constexpr int64_t kRunBytes = 1 << 20;
-constexpr int64_t kSerialBytes = 64 << 10;
+constexpr int64_t kSerialBytes = 128 << 10;  // read by one thread in about the time of a fork
 
 void run_linear(const LinearArgs& args, int threads, int isa) {
   if (args.M == 0) return;
@@ -19,6 +19,8 @@ void run_linear(const LinearArgs& args, int threads, int isa) {
   if (bytes * args.M <= kSerialBytes) threads = 1;
   int64_t runs = bytes / kRunBytes;
   if (runs < threads) runs = threads;
+  // A few runs are an equal number for each thread; with many the counter evens them out.
+  if (runs < 8 * threads) runs = (runs + threads - 1) / threads * threads;
   // Multiples of 16 columns, so that no two threads write one cache line.
   const int64_t cols = ((args.N + runs - 1) / runs + 15) / 16 * 16;
   std::atomic<int64_t> next{0};

@@ -21,7 +21,7 @@ static inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 static inline F vmax(F a, F b) { return _mm256_max_ps(a, b); }
 static inline F vmin(F a, F b) { return _mm256_min_ps(a, b); }
 
-// Always the same tree: lanes i and i + 4, then i + 2, then i + 1. hsum4 does it for four vectors at once.
+// Always the same tree: lanes i and i + 4, then i + 2, then i + 1.
 static inline float hsum(F x) {
   __m128 v = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   v = _mm_add_ps(v, _mm_movehl_ps(v, v));
@@ -32,14 +32,6 @@ static inline float hmax(F x) {
   v = _mm_max_ps(v, _mm_movehl_ps(v, v));
   return _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)));
 }
-static inline __m128 half_sum(F x) { return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)); }
-static inline void hsum4(F a, F b, F c, F d, float* out) {
-  const __m128 a4 = half_sum(a), b4 = half_sum(b), c4 = half_sum(c), d4 = half_sum(d);
-  const __m128 ab = _mm_add_ps(_mm_movelh_ps(a4, b4), _mm_movehl_ps(b4, a4));
-  const __m128 cd = _mm_add_ps(_mm_movelh_ps(c4, d4), _mm_movehl_ps(d4, c4));
-  _mm_storeu_ps(out, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd)));
-}
-
 static inline __m256i lane_mask(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }

@@ -27,13 +27,6 @@ static inline float hmax(F x) {
   const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
   return a > b ? a : b;
 }
-static inline void hsum4(F a, F b, F c, F d, float* out) {
-  out[0] = hsum(a);
-  out[1] = hsum(b);
-  out[2] = hsum(c);
-  out[3] = hsum(d);
-}
-
 static inline F load(const float* p) {
   F out;
   __builtin_memcpy(&out, p, 16);
