@@ -12,7 +12,7 @@ def raise_add_rms_norm(ctx: Context) -> None:
     for norm in [r for r in ctx.raised if r.op is RMS_NORM]:
         total, weight, eps = norm.node.args
         call = spelling.read(total)
-        if call is None or call.name != "add" or "alpha" in call.args:
+        if call is None or call.name != "add" or set(call.args) != {"x", "other"}:
             continue
         residual, x = call.args["x"], call.args["other"]
         fakes = [spelling.fake(v) for v in (residual, x)]

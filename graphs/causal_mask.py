@@ -34,16 +34,27 @@ def query_positions(ctx: Context, mask: Any, user: Node, seq: Any, length: Any) 
         return None
     if not _counts_from_zero(key_vector) or not statically_known_true(spelling.fake(key_vector).shape[0] == length):
         return None
-    order = ctx.writes.order
-    if any(ctx.writes.between(order[compare], order[user], storage_ids(positions))):
-        return None
-    return positions
+    return None if _written(ctx, mask, positions, user) else positions
+
+
+def _written(ctx: Context, mask: Node, positions: Node, user: Node) -> bool:
+    """Whether anything from the positions to the mask is written to before the attention reads it."""
+    order, pending, seen = ctx.writes.order, [mask], {positions}
+    while pending:
+        node = pending.pop()
+        if any(ctx.writes.between(order[node], order[user], storage_ids(node))):
+            return True
+        fresh = [n for n in node.all_input_nodes if n not in seen and n.op != "placeholder"]
+        seen.update(fresh)
+        pending += fresh
+    return any(ctx.writes.between(order[positions], order[user], storage_ids(positions)))
 
 
 def _peel(node: Any) -> Any:
     """See through what does not change a mask: expand, device moves on one device, `true & mask`."""
     while (call := spelling.read(node)) is not None:
-        device_move = call.name == "cast" and spelling.fake(call.args["x"]).dtype == torch.bool
+        both = (node, call.args.get("x"))
+        device_move = call.name == "cast" and all(spelling.fake(n).dtype == torch.bool for n in both)
         if call.name == "expand" or device_move:
             node = call.args["x"]
         elif call.name == "and" and _all_true(call.args["x"]):
@@ -81,4 +92,5 @@ def _counts_from_zero(node: Node) -> bool:
         if call.args["other"] != 0 or "alpha" in call.args:
             return False
         call = spelling.read(call.args["x"])
-    return call is not None and call.name == "arange" and set(call.args) <= {"start", "device", "dtype"}
+    plain = call is not None and call.name == "arange" and set(call.args) <= {"start", "device", "dtype"}
+    return plain and spelling.fake(node).dtype == torch.int64

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from qwenopt.graphs import spelling
 from qwenopt.graphs.context import Context
-from qwenopt.graphs.pattern import Cast, Const, Either, Match, Op, When, any_
+from qwenopt.graphs.pattern import Const, Either, Match, Op, When, any_
 from qwenopt.ops import MOE_ROUTE
 
 
@@ -24,7 +24,7 @@ _SOFTMAX = When(
 )
 _TOPK = Op(
     "topk",
-    {"x": Cast(_SOFTMAX), "k": any_("top_k")},
+    {"x": _SOFTMAX, "k": any_("top_k")},
     allow={"dim": (-1, 1), "largest": (True,), "sorted": (True,)},
     bind="topk",
 )

@@ -153,6 +153,17 @@ class Cast(Pattern):
 
 
 @dataclass(frozen=True)
+class Bind(Pattern):
+    """Matches what `inner` does and captures the whole under a name."""
+
+    name: str
+    inner: Pattern
+
+    def match(self, value: Any, m: Match) -> bool:
+        return self.inner.match(value, m) and Any_(self.name).match(value, m)
+
+
+@dataclass(frozen=True)
 class When(Pattern):
     """Matches when `inner` does and `test(value, match)` returns None; a string is the reason for a miss."""
 

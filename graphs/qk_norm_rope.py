@@ -9,8 +9,8 @@ from torch.fx import Node
 from qwenopt.graphs import spelling
 from qwenopt.graphs.context import Context
 from qwenopt.graphs.pattern import Const, List, Match, Op, Pattern, When, add, any_, item, mul, unary
+from qwenopt.graphs.rms_norm import OTHER_DTYPE, norm_input
 from qwenopt.graphs.rms_norm import PATTERN as NORM
-from qwenopt.graphs.rms_norm import norm_input
 from qwenopt.ops import QK_NORM_ROPE
 
 
@@ -53,7 +53,11 @@ def _raise(ctx: Context, q: Match, k: Match) -> None:
     if q["eps"] != k["eps"]:
         ctx.miss(QK_NORM_ROPE, q.root, f"eps {q['eps']} of queries and {k['eps']} of keys differ")
         return
-    args = (norm_input(q), norm_input(k), q["weight"], k["weight"], cos, sin, q["eps"])
+    q_input, k_input = norm_input(q), norm_input(k)
+    if q_input is None or k_input is None:
+        ctx.miss(QK_NORM_ROPE, q.root, OTHER_DTYPE)
+        return
+    args = (q_input, k_input, q["weight"], k["weight"], cos, sin, q["eps"])
     interior = list(dict.fromkeys([*q.interior, *k.interior]))
     if ctx.replace(QK_NORM_ROPE, [q.root, k.root], interior, args) is not None:
         ctx.sweep([q["cos"], q["sin"]])

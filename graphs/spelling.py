@@ -7,6 +7,7 @@ The table holds pure operations: whatever is not listed is opaque to every pass.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -144,5 +145,5 @@ def innermost_module(node: Node) -> tuple[str, str]:
 
 def clean_path(path: str) -> str:
     """`L['self'].model.layers.0.mlp` -> `model.layers.0.mlp`."""
-    path = path.removeprefix("L['self']").replace("L['fn'].", "").lstrip(".")
+    path = re.sub(r"^L\['\w+'\]", "", path).lstrip(".")
     return path.replace("_modules['", "").replace("']", "") or "<root>"

@@ -6,6 +6,8 @@ alias, would be silently wrong, so every replacement asks here first.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +17,10 @@ from torch.fx import Node
 
 from qwenopt.graphs import spelling
 
-_INPLACE_OPERATORS = {getattr(operator, n) for n in dir(operator) if n.startswith("i") and n[1:] in dir(operator)} - {
-    operator.index if hasattr(operator, "index") else None
-}
+_INPLACE_NAMES = ("add", "and", "concat", "floordiv", "lshift", "matmul", "mod", "mul", "or", "pow", "rshift", "sub",
+                  "truediv", "xor")  # fmt: skip
+_INPLACE_OPERATORS = frozenset(getattr(operator, f"i{name}") for name in _INPLACE_NAMES)
+_INPLACE_METHODS = frozenset({"__setitem__", *(f"__i{name}__" for name in _INPLACE_NAMES)})
 
 
 def storage_ids(node: Any) -> frozenset[int]:
@@ -32,25 +35,51 @@ def _storage_id(t: torch.Tensor) -> int:
 
 
 def written_nodes(node: Node) -> list[Node]:
-    """The argument nodes whose memory this node writes; empty for a pure or unknown-but-functional node."""
+    """The argument nodes whose memory this node writes; empty for a functional node."""
     if node.op == "call_method":
         name = str(node.target)
-        inplace = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
-        return [a for a in node.args[:1] if isinstance(a, Node)] if inplace else []
+        inplace = name in _INPLACE_METHODS or _ends_like_inplace(name)
+        return _nodes(node.args[:1]) if inplace else []
     if node.op != "call_function":
         return []
-    written = [node.kwargs["out"]] if isinstance(node.kwargs.get("out"), Node) else []
-    if node.target is operator.setitem or node.target in _INPLACE_OPERATORS or node.kwargs.get("inplace") is True:
-        written += [a for a in node.args[:1] if isinstance(a, Node)]
-    elif isinstance(node.target, torch._ops.OpOverload):
-        written += _schema_writes(node, node.target)
-    elif isinstance(node.target, torch._ops.OpOverloadPacket):
+    written = _nodes(node.kwargs.get("out"))
+    if isinstance(node.target, torch._ops.OpOverload):
+        return written + _schema_writes(node, node.target)
+    if isinstance(node.target, torch._ops.OpOverloadPacket):
         # Which overload runs is decided at the call; take the union of what any of them may write.
         for name in node.target.overloads():
             written += _schema_writes(node, getattr(node.target, name))
-    elif _ends_like_inplace(node.target):
-        written += [a for a in node.args[:1] if isinstance(a, Node)]
+        return written
+    if getattr(node.target, "__module__", "") == operator.add.__module__:  # `and_` and `or_` write nothing
+        inplace = node.target is operator.setitem or node.target in _INPLACE_OPERATORS
+    else:
+        inplace = _asks_inplace(node) or _ends_like_inplace(getattr(node.target, "__name__", ""))
+    if inplace:
+        written += _nodes(node.args[:1]) or _nodes(list(node.kwargs.values())[:1])
     return written
+
+
+def _nodes(value: Any) -> list[Node]:
+    """All nodes in a value, which may be a node, a list of nodes, or anything else."""
+    if isinstance(value, Node):
+        return [value]
+    return [n for item in value for n in _nodes(item)] if isinstance(value, (list, tuple)) else []
+
+
+def _asks_inplace(node: Node) -> bool:
+    """Whether the call sets a parameter `inplace`, by name or by position."""
+    given = node.kwargs.get("inplace")
+    if given is None:
+        given = next((a for p, a in zip(_parameters(node.target), node.args, strict=False) if p == "inplace"), False)
+    return given is not False
+
+
+@functools.cache
+def _parameters(function: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # built in, without a signature
+        return ()
 
 
 def _schema_writes(node: Node, overload: torch._ops.OpOverload) -> list[Node]:
@@ -59,12 +88,11 @@ def _schema_writes(node: Node, overload: torch._ops.OpOverload) -> list[Node]:
         if arg.alias_info is None or not arg.alias_info.is_write:
             continue
         value = node.kwargs.get(arg.name, node.args[i] if i < len(node.args) else None)
-        written += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Node)]
+        written += _nodes(value)
     return written
 
 
-def _ends_like_inplace(target: Any) -> bool:
-    name = getattr(target, "__name__", "")
+def _ends_like_inplace(name: str) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 

@@ -21,10 +21,15 @@ def differs(
     bound is what rounding alone may do: the results may differ by 8 epsilons of their dtype, relative to the largest
     value, since both sides compute the same expression.
     """
-    key = (op.name, tuple(_signature(a) for a in args))
+    key = (op.name, tuple(_signature(a) for a in args), tuple(_spelling(n) for n in interior))
     if key not in seen:
         seen[key] = _run(op, roots, interior, args)
     return seen[key]
+
+
+def _spelling(node: Node) -> Any:
+    constants = [a for a in (*node.args, *node.kwargs.items()) if not isinstance(a, Node)]
+    return (node.op, str(node.target), repr(constants) if not node.all_input_nodes[1:] else len(node.args))
 
 
 def _signature(value: Any) -> Any:

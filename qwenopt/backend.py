@@ -117,7 +117,10 @@ def _finish(result: GraphReport, options: Options) -> None:
     log.debug("qwenopt: %s", report.Report([result]))
     report.record(result)
     if options.report is not None:
-        report.last_report().write(options.report)
+        try:
+            report.last_report().write(options.report)
+        except OSError as error:  # the model must not stop for the sake of its report
+            log.warning("qwenopt: the report was not written to %s: %s", options.report, error)
 
 
 def reset() -> None:

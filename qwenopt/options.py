@@ -64,8 +64,8 @@ class Options:
 
 
 def _op_names(value: Any) -> frozenset[str]:
-    if isinstance(value, str):
-        raise OptionError(f"disable={value!r}; needed: a list of op names, as in disable=[{value!r}]")
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise OptionError(f"disable={value!r}; needed: a list of op names, as in disable=['linear']")
     for name in value:
         if name not in OP_NAMES:
             raise OptionError(f"disable: unknown op {name!r}{_nearest(name, OP_NAMES)}; ops: {', '.join(OP_NAMES)}")
@@ -105,6 +105,8 @@ def _check_inductor_keys(rest: Mapping[str, Any], own: set[str]) -> None:
             raise OptionError(f"unknown option {key!r}{near}; options: {', '.join(sorted(own))}, or an Inductor key")
 
 
-def _nearest(name: str, known: Any) -> str:
+def _nearest(name: Any, known: Any) -> str:
+    if not isinstance(name, str):
+        return ""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""

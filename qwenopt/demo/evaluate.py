@@ -147,7 +147,7 @@ def accuracy(
     thinking: bool,
     num_questions: int = 500,
     budget: int | None = None,
-    batch_size: int = 25,
+    batch_size: int = 50,
     seed: int = 2026,
 ) -> Evaluation:
     """Answer unseen questions greedily.
