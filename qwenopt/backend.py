@@ -99,6 +99,8 @@ def _complain(result: GraphReport, options: Options) -> None:
 
 
 def _choose_lowering(gm: GraphModule, ctx: graphs.Context, options: Options, result: GraphReport) -> tuple[str, str]:
+    if options.lowering == "direct" and options.inductor:
+        log.warning("qwenopt: lowering='direct' does not use %s", ", ".join(sorted(options.inductor)))
     if options.lowering != "auto":
         return options.lowering, "asked for"
     if options.inductor or options.mode not in (None, "default"):

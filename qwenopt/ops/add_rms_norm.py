@@ -7,20 +7,25 @@ from torch import Tensor
 
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
-from qwenopt.ops.rms_norm import rms_norm
+from qwenopt.ops.rms_norm import check_norm, rms_norm
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return `(rms_norm(residual + x, weight, eps), residual + x)`; x and residual [..., N], weight [N], one dtype."""
+def _check(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
     torch._check(
         x.shape == residual.shape,
         lambda: f"add_rms_norm: x {tuple(x.shape)} and residual {tuple(residual.shape)} must have one shape",
     )
+    check_norm("add_rms_norm", x, weight)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return `(rms_norm(residual + x, weight, eps), residual + x)`; x and residual [..., N], weight [N], one dtype."""
+    _check(x, residual, weight, eps)
     total = residual + x
     return rms_norm(total, weight, eps), total
 
 
-ADD_RMS_NORM = Op(add_rms_norm)
+ADD_RMS_NORM = Op(add_rms_norm, check=_check)
 
 
 def _accepts(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> str | None:

@@ -14,7 +14,15 @@ MAX_HEAD_DIM = 256
 _MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    q_positions: Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> None:
     ok = q.dim() == 4 and k.dim() == 4 and v.dim() == 4 and k.shape == v.shape
     ok = ok and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3] and q.shape[1] % k.shape[1] == 0
     torch._check(
@@ -24,6 +32,18 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
             "need (B, H, S, D), (B, G, L, D), (B, G, L, D) with H a multiple of G"
         ),
     )
+    if mask is not None:
+        full = (*q.shape[:3], k.shape[2])
+        pairs = zip(reversed(mask.shape), reversed(full), strict=False)
+        torch._check(
+            mask.dim() <= 4 and all(a == 1 or a == b for a, b in pairs),
+            lambda: f"attention: mask {tuple(mask.shape)}; it must broadcast to (B, H, S, L) = {full}",
+        )
+    if q_positions is not None:
+        torch._check(
+            q_positions.dim() == 1 and q_positions.shape[0] == q.shape[2],
+            lambda: f"attention: q_positions {tuple(q_positions.shape)}; need one for each query, ({q.shape[2]},)",
+        )
 
 
 def attention(
@@ -41,7 +61,7 @@ def attention(
     Row i sees key j iff the mask allows it and j <= q_positions[i] (int64 [S], if given) and j <= i (if `is_causal`).
     Returns [B, H, S, D], laid out as a transposed [B, S, H, D].
     """
-    _check(q, k, v)
+    _check(q, k, v, mask, q_positions, is_causal, scale)
     groups, length = k.shape[1], k.shape[2]
     if groups != q.shape[1]:
         k = k.repeat_interleave(q.shape[1] // groups, dim=1)
@@ -62,7 +82,7 @@ def attention(
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-ATTENTION = Op(attention)
+ATTENTION = Op(attention, check=_check)
 
 
 def _accepts(
@@ -73,6 +93,8 @@ def _accepts(
         return f"head_dim {dim} (kernel: even, at most {MAX_HEAD_DIM})"
     if mask is not None and (mask.dim() != 4 or mask.dtype not in _MASK_KINDS):
         return f"mask {mask.dtype} of {mask.dim()} dimensions (kernel: bool, float32 or bfloat16 of 4)"
+    if q_positions is not None and (q_positions.dtype != torch.int64 or not q_positions.is_contiguous()):
+        return f"q_positions {q_positions.dtype} of stride {q_positions.stride()} (kernel: torch.int64, contiguous)"
     return cpu.one_dtype(q, k, v) or cpu.last_dim_contiguous(q=q, k=k, v=v)
 
 

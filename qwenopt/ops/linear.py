@@ -14,21 +14,36 @@ from qwenopt.ops.op import Op
 MAX_ROWS = 16
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x` [..., K] times `weight` [N, K] transposed, plus `bias` [N] if given; returns [..., N] in one dtype."""
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     torch._check(
         weight.dim() == 2 and x.dim() >= 1 and x.shape[-1] == weight.shape[1],
-        lambda: f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)}; weight must be (N, {x.shape[-1]})",
+        lambda: (
+            f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)}; weight must be (N, {x.shape[-1] if x.dim() else 1})"
+        ),
     )
+    if bias is not None:
+        torch._check(
+            bias.dim() == 1 and bias.shape[0] == weight.shape[0],
+            lambda: (
+                f"linear: bias {tuple(bias.shape)} for weight {tuple(weight.shape)}; it must be ({weight.shape[0]},)"
+            ),
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` [..., K] times `weight` [N, K] transposed, plus `bias` [N] if given; returns [..., N] in one dtype."""
+    _check(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-LINEAR = Op(linear)
+LINEAR = Op(linear, check=_check)
 
 
 def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     if weight.dim() != 2:
         return f"weight has {weight.dim()} dimensions"
+    if weight.stride(0) < weight.shape[1] and weight.shape[0] > 1:
+        return f"weight has stride {weight.stride(0)} between rows of {weight.shape[1]}"
     return cpu.one_dtype(x, weight, bias) or cpu.last_dim_contiguous(weight=weight)
 
 

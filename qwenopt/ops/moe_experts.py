@@ -57,10 +57,12 @@ def _fake(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, dow
     return x.new_empty(x.shape)
 
 
-MOE_EXPERTS = Op(moe_experts, fake=_fake)
+MOE_EXPERTS = Op(moe_experts, check=_check_shapes, fake=_fake)
 
 
 def _accepts(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> str | None:
+    if indices.dtype != torch.int64:
+        return f"indices {indices.dtype} (kernel: torch.int64)"
     return cpu.one_dtype(x, weights, gate_up_proj, down_proj) or cpu.contiguous(
         gate_up_proj=gate_up_proj, down_proj=down_proj
     )
@@ -68,7 +70,6 @@ def _accepts(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, 
 
 @MOE_EXPERTS.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
 def moe_experts_cpu(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
-    _check_shapes(x, indices, weights, gate_up_proj, down_proj)
     lib, threads, dtype = cpu.lib(), cpu.threads(), cpu.code(x)
     x, indices, weights = cpu.as_rows(x), cpu.as_rows(indices), cpu.as_rows(weights)
     tokens, hidden = x.shape

@@ -9,16 +9,20 @@ from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
 
 
+def _check(logits: Tensor, top_k: int, norm_topk_prob: bool) -> None:
+    torch._check(
+        logits.dim() == 2 and 0 < top_k <= logits.shape[1],
+        lambda: f"moe_route: logits {tuple(logits.shape)}, top_k {top_k}; logits must be (T, E) with E >= top_k >= 1",
+    )
+
+
 def moe_route(logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
     """Softmax `logits` [T, E] in float32 and keep the `top_k` largest of each row.
 
     Returns `(weights, indices)`: weights [T, K] in `logits.dtype`, divided by their sum before the cast if
     `norm_topk_prob`; indices [T, K] int64, largest weight first.
     """
-    torch._check(
-        logits.dim() == 2 and 0 < top_k <= logits.shape[1],
-        lambda: f"moe_route: logits {tuple(logits.shape)}, top_k {top_k}; logits must be (T, E) with E >= top_k >= 1",
-    )
+    _check(logits, top_k, norm_topk_prob)
     probs = torch.softmax(logits, dim=-1, dtype=torch.float32)
     weights, indices = torch.topk(probs, top_k, dim=-1)
     if norm_topk_prob:
@@ -26,7 +30,7 @@ def moe_route(logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Tensor,
     return weights.to(logits.dtype), indices
 
 
-MOE_ROUTE = Op(moe_route)
+MOE_ROUTE = Op(moe_route, check=_check)
 
 
 def _accepts(logits: Tensor, top_k: int, norm_topk_prob: bool) -> str | None:

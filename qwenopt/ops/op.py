@@ -49,10 +49,13 @@ class Choice:
 class Op:
     """An operation `qwenopt::<name>` made from its reference function.
 
+    `check(*args)` raises on arguments whose shapes do not fit, with their values; the reference calls it too. Kernels
+    read raw memory, so it stands before every way to one but the direct plan, whose graph was checked on fake tensors.
     `fake` replaces the reference under fake tensors where the reference itself depends on data.
     """
 
     reference: Callable[..., Any]
+    check: Callable[..., None] | None = None
     fake: Callable[..., Any] | None = None
     providers: list[Provider] = field(default_factory=list)
 
@@ -67,7 +70,7 @@ class Op:
         LIB.define(qualified + self.schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIB.impl(qualified, fn, key)
         torch.library.register_fake(f"{NAMESPACE}::{qualified}", self.fake or self.reference, lib=LIB)
-        return getattr(getattr(torch.ops, NAMESPACE).__getattr__(self.name), overload or "default")
+        return getattr(getattr(getattr(torch.ops, NAMESPACE), self.name), overload or "default")
 
     def provider(
         self,
@@ -84,11 +87,22 @@ class Op:
                 raise TypeError(
                     f"{self.name}.{name}: the provider takes {inspect.signature(fn)}, the reference {self.signature}"
                 )
-            overload = self._define(name, fn, device.upper())
+            overload = self._define(name, self._checked(fn), device.upper())
             self.providers.append(Provider(name, device, fn, available, accepts, overload))
             return fn
 
         return register
+
+    def _checked(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        check = self.check
+        if check is None:
+            return fn
+
+        def checked(*args: Any) -> Any:
+            check(*args)
+            return fn(*args)
+
+        return checked
 
     def choose(self, args: Sequence[Any]) -> Choice:
         """The first provider that can run on this machine with these (fake) arguments, or the reasons against each."""
@@ -104,6 +118,8 @@ class Op:
         return Choice(None, "; ".join(reasons) or f"no provider for device {device}")
 
     def __call__(self, *args: Any) -> Any:
-        """Run the best provider for these arguments, else the reference."""
+        """Run the best provider for these arguments, else the reference. Raises if their shapes do not fit."""
+        if self.check is not None:
+            self.check(*args)
         provider = self.choose(args).provider
         return provider.fn(*args) if provider is not None else self.reference(*args)

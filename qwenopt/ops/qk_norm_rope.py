@@ -7,13 +7,30 @@ from torch import Tensor
 
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
-from qwenopt.ops.rms_norm import rms_norm
+from qwenopt.ops.rms_norm import check_norm, rms_norm
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     rotated = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
     return x * cos + rotated * sin
+
+
+def _check(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
+    torch._check(
+        q.dim() == 4 and k.dim() == 4 and q.shape[-1] == k.shape[-1] and q.shape[:2] == k.shape[:2],
+        lambda: f"qk_norm_rope: q {tuple(q.shape)} and k {tuple(k.shape)}; need (B, S, H, D) and (B, S, G, D)",
+    )
+    ok = cos.dim() == 3 and cos.shape == sin.shape and cos.shape[-1] == q.shape[-1] and q.shape[-1] % 2 == 0
+    torch._check(
+        ok and cos.shape[1] == q.shape[1] and (cos.shape[0] == 1 or cos.shape[0] == q.shape[0]),
+        lambda: (
+            f"qk_norm_rope: cos {tuple(cos.shape)}, sin {tuple(sin.shape)}, head_dim {q.shape[-1]}; "
+            f"need (B or 1, S, D) twice with D even, for q {tuple(q.shape)}"
+        ),
+    )
+    for weight in (q_weight, k_weight):
+        check_norm("qk_norm_rope", q, weight)
 
 
 def qk_norm_rope(
@@ -24,24 +41,14 @@ def qk_norm_rope(
     q [B, S, H, D], k [B, S, G, D]; q_weight and k_weight [D]; cos and sin [B or 1, S, D] in the dtype of q. Returns
     q [B, H, S, D] and k [B, G, S, D], laid out as transposed [B, S, heads, D]. D must be even.
     """
-    torch._check(
-        q.dim() == 4 and k.dim() == 4 and q.shape[-1] == k.shape[-1] and q.shape[:2] == k.shape[:2],
-        lambda: f"qk_norm_rope: q {tuple(q.shape)} and k {tuple(k.shape)}; need (B, S, H, D) and (B, S, G, D)",
-    )
-    torch._check(
-        cos.shape == sin.shape and cos.dim() == 3 and cos.shape[-1] == q.shape[-1] and q.shape[-1] % 2 == 0,
-        lambda: (
-            f"qk_norm_rope: cos {tuple(cos.shape)}, sin {tuple(sin.shape)}, head_dim {q.shape[-1]}; "
-            "need (B or 1, S, D) twice with D even"
-        ),
-    )
+    _check(q, k, q_weight, k_weight, cos, sin, eps)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     q_out = _rotate(rms_norm(q, q_weight, eps).transpose(1, 2), cos, sin)
     k_out = _rotate(rms_norm(k, k_weight, eps).transpose(1, 2), cos, sin)
     return q_out, k_out
 
 
-QK_NORM_ROPE = Op(qk_norm_rope)
+QK_NORM_ROPE = Op(qk_norm_rope, check=_check)
 
 
 def _accepts(

@@ -10,11 +10,18 @@ from qwenopt.ops.op import Op
 
 
 def check_norm(op: str, x: Tensor, weight: Tensor) -> None:
-    """Raise unless `weight` is one vector as long as the last dimension of `x`."""
+    """Raise unless `weight` is one vector as long as the last dimension of `x`, which must not be empty."""
+    torch._check(x.dim() >= 1, lambda: f"{op}: x is a scalar; it must have a last dimension to norm")
     torch._check(
-        weight.dim() == 1 and x.dim() >= 1 and x.shape[-1] == weight.shape[0],
-        lambda: f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)}; weight must be ({x.shape[-1]},)",
+        weight.dim() == 1 and x.shape[-1] == weight.shape[0] and weight.shape[0] > 0,
+        lambda: (
+            f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)}; weight must be ({x.shape[-1]},), not empty"
+        ),
     )
+
+
+def _check(x: Tensor, weight: Tensor, eps: float) -> None:
+    check_norm("rms_norm", x, weight)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -22,13 +29,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     The cast to `x.dtype` comes before the product with `weight`, as in transformers' `Qwen3RMSNorm`.
     """
-    check_norm("rms_norm", x, weight)
+    _check(x, weight, eps)
     h = x.to(torch.float32)
     h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
     return weight * h.to(x.dtype)
 
 
-RMS_NORM = Op(rms_norm)
+RMS_NORM = Op(rms_norm, check=_check)
 
 
 def _accepts(x: Tensor, weight: Tensor, eps: float) -> str | None:

@@ -10,16 +10,20 @@ from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """`silu(gate) * up`, elementwise; gate and up [..., I] of one shape and dtype."""
+def _check(gate: Tensor, up: Tensor) -> None:
     torch._check(
         gate.shape == up.shape,
         lambda: f"silu_mul: gate {tuple(gate.shape)} and up {tuple(up.shape)} must have one shape",
     )
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`, elementwise; gate and up [..., I] of one shape and dtype."""
+    _check(gate, up)
     return F.silu(gate) * up
 
 
-SILU_MUL = Op(silu_mul)
+SILU_MUL = Op(silu_mul, check=_check)
 
 
 def _accepts(gate: Tensor, up: Tensor) -> str | None:
@@ -30,7 +34,7 @@ def _accepts(gate: Tensor, up: Tensor) -> str | None:
 def silu_mul_cpu(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = cpu.as_rows(gate), cpu.as_rows(up)
     out = torch.empty_like(gate)
-    cols = gate.shape[-1]
+    cols = gate.shape[-1] if gate.numel() and gate.dim() else 1
     cpu.lib().silu_mul(
         gate.data_ptr(),
         up.data_ptr(),

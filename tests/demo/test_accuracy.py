@@ -1,5 +1,7 @@
 """The shipped weights answer unseen questions: well with thinking, badly without."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -9,6 +11,15 @@ from qwenopt.demo.load import DEMO_NAMES, demo_model
 from qwenopt.demo.task import unseen_questions
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are so small that a second thread gains little, and costs much where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=DEMO_NAMES)
