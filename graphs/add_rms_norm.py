@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch.fx import Node
+
 from qwenopt.graphs import spelling
 from qwenopt.graphs.context import Context
 from qwenopt.ops import ADD_RMS_NORM, RMS_NORM
@@ -12,7 +14,7 @@ def raise_add_rms_norm(ctx: Context) -> None:
     for norm in [r for r in ctx.raised if r.op is RMS_NORM]:
         total, weight, eps = norm.node.args
         call = spelling.read(total)
-        if call is None or call.name != "add" or set(call.args) != {"x", "other"}:
+        if not isinstance(total, Node) or call is None or call.name != "add" or set(call.args) != {"x", "other"}:
             continue
         residual, x = call.args["x"], call.args["other"]
         fakes = [spelling.fake(v) for v in (residual, x)]

@@ -218,7 +218,7 @@ def fake_mode(values: Any) -> AbstractContextManager[Any]:
     """
     for value in values:
         if isinstance(value, FakeTensor):
-            return value.fake_mode  # type: ignore[no-any-return]
+            return value.fake_mode
     return nullcontext()
 
 

@@ -18,15 +18,16 @@ def functionalize(ctx: Context) -> None:
     for node in list(ctx.graph.nodes):
         if node.op != "call_method" or node.target not in _METHODS or not _is_private(node):
             continue
-        target: Node = node.args[0]  # type: ignore[assignment]
+        target = node.args[0]
+        assert isinstance(target, Node)  # _is_private saw to it
         args = tuple(spelling.fake(a) for a in node.args)
         kwargs = {k: spelling.fake(a) for k, a in node.kwargs.items()}
-        node.target = _METHODS[node.target]  # type: ignore[index]
+        node.target = _METHODS[str(node.target)]
         for user in list(target.users):
             if order[user] > order[node]:
                 user.replace_input_with(target, node)
         with fake_mode(args):
-            node.meta["example_value"] = getattr(args[0], node.target)(*args[1:], **kwargs)
+            node.meta["example_value"] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if not node.users:
             ctx.graph.erase_node(node)
     ctx.writes = Writes(ctx.graph)

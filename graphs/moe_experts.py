@@ -113,10 +113,11 @@ def _fill_of_inverse(m: Match) -> str | None:
     if len(others) != 1 or getattr(others[0].target, "__name__", "") != "setitem":
         return "the inverse permutation is not filled by one assignment"
     fill = others[0]
+    perm: Node = m["perm"]
     _, where, values = fill.args
-    if where is not m["perm"] or not _counts_rows(values, m["perm"]):
+    if where is not perm or not isinstance(values, Node) or not _counts_rows(values, perm):
         return "the inverse permutation is not filled with perm -> arange(n)"
-    m.interior += [fill, values]  # type: ignore[list-item]
+    m.interior += [fill, values]
     return None
 
 

@@ -110,7 +110,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: task.Question, thin
     """Return the token ids of the chat prompt for one question."""
     messages = [{"role": "user", "content": question.text}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def reply_with_budget(

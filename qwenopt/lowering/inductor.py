@@ -25,7 +25,7 @@ def compile_untouched(gm: GraphModule, inputs: Sequence[Any], patches: dict[str,
     """Plain Inductor. Its result is returned as it is: wrapping it would lose `.serialize`."""
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(gm, inputs, config_patches=patches or None)  # type: ignore[no-any-return]
+    return compile_fx(gm, inputs, config_patches=patches or None)  # type: ignore[return-value]
 
 
 def lower(

@@ -17,9 +17,7 @@ MAX_ROWS = 16
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     torch._check(
         weight.dim() == 2 and x.dim() >= 1 and x.shape[-1] == weight.shape[1],
-        lambda: (
-            f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)}; weight must be (N, {x.shape[-1] if x.dim() else 1})"
-        ),
+        lambda: f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)}; need (..., K) and (N, K)",
     )
     if bias is not None:
         torch._check(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,10 +135,10 @@ _MAKERS: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
     },
     "attention": {
         **{
-            f"groups {h}/{g}": (lambda h=h, g=g: _attention((2, h, g, 3, 19, 32)))
+            f"groups {h}/{g}": partial(_attention, (2, h, g, 3, 19, 32))
             for h, g in ((16, 8), (32, 8), (40, 8), (64, 8), (32, 4), (64, 4), (4, 4), (6, 1))
         },
-        **{f"head_dim {d}": (lambda d=d: _attention((1, 4, 2, 5, 40, d))) for d in (16, 32, 64, 72, 96, 128, 192, 256)},
+        **{f"head_dim {d}": partial(_attention, (1, 4, 2, 5, 40, d)) for d in (16, 32, 64, 72, 96, 128, 192, 256)},
         "causal": lambda: _attention((2, 8, 2, 33, 33, 64), causal=True),
         "causal decode": lambda: _attention((3, 8, 4, 1, 50, 64)),
         "positions": lambda: _attention((2, 8, 2, 4, 64, 32), positions=torch.tensor([9, 10, 11, 12])),

@@ -115,7 +115,8 @@ def build(config: Any, dtype: torch.dtype | None = None, *, seed: int = 0) -> to
                     p.normal_(0, 0.1 if config.tie_word_embeddings else 0.5)  # tied and large: it repeats its input
                 else:
                     p.normal_(0, 1.5 * p.shape[-1] ** -0.5)
-    return model.to(dtype or torch.float32).eval()
+    made: torch.nn.Module = model.to(dtype or torch.float32).eval()
+    return made
 
 
 def tiny_model(name: str, dtype: torch.dtype | None = None, *, seed: int = 0, **changes: Any) -> torch.nn.Module:

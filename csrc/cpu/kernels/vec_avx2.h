@@ -8,6 +8,7 @@ namespace QWENOPT_ISA_NS {
 
 using F = __m256;
 constexpr int W = 8;
+constexpr int kStreamRows = 2;  // of Dot: rows of x up to which weights are read row by row
 constexpr int kTileRows = 4, kTileCols = 2;
 constexpr int kOuterRows = 4, kOuterVecs = 2;
 

@@ -8,6 +8,7 @@ namespace QWENOPT_ISA_NS {
 
 using F = __m512;
 constexpr int W = 16;
+constexpr int kStreamRows = 3;  // of Dot: rows of x up to which weights are read row by row
 #if defined(QWENOPT_ISA_BF16)
 constexpr int kTileRows = 6, kTileCols = 4;
 #else

@@ -9,6 +9,7 @@ typedef int32_t I __attribute__((vector_size(16)));
 typedef uint32_t U __attribute__((vector_size(16)));
 typedef uint16_t H __attribute__((vector_size(8)));
 constexpr int W = 4;
+constexpr int kStreamRows = 2;               // of Dot: rows of x up to which weights are read row by row
 constexpr int kTileRows = 4, kTileCols = 2;  // of Dot: accumulators that fit 16 registers
 constexpr int kOuterRows = 4, kOuterVecs = 2;
 
