@@ -55,13 +55,16 @@ def test_untrained_weights_fail(loaded: tuple[PreTrainedModel, PreTrainedTokeniz
     assert accuracy(blank, tokenizer, thinking=False, num_questions=50).accuracy < 0.1
 
 
-def test_batched_greedy_equals_one_row_at_a_time(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
+def test_batched_greedy_equals_generate_on_each_row(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
     model, tokenizer = loaded
-    prompts = [prompt_ids(tokenizer, question, True) for question in unseen_questions(4)]
-    stop = {tokenizer.eos_token_id}
-    together = greedy(model, prompts, 400, stop, tokenizer.pad_token_id)
-    alone = [greedy(model, [prompt], 400, stop, tokenizer.pad_token_id)[0] for prompt in prompts]
-    assert together == alone
+    # Short prompts off the task get much padding, and uncertain continuations that a wrong mask changes.
+    prompts = [prompt_ids(tokenizer, question, True) for question in unseen_questions(2)]
+    prompts += [tokenizer(text).input_ids for text in ("hi", "Work", "Start with 7. 1) add")]
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    together = greedy(model, prompts, 90, {end, pad}, pad)
+    for prompt, reply in zip(prompts, together, strict=True):
+        alone = model.generate(torch.tensor([prompt]), max_new_tokens=90, do_sample=False)
+        assert reply == alone[0, len(prompt) :].tolist()
 
 
 def test_the_number_of_checks_varies(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
