@@ -81,7 +81,11 @@ def test_order_of_rows_changes_no_row(op: str, name: str, with_rows: tuple[int, 
     args = case(op, name).build()
     order = torch.randperm(args[0].shape[0], generator=torch.Generator().manual_seed(3))
     moved = tuple(a[order] if i in with_rows else a for i, a in enumerate(args))
-    assert_equal(OPS[op](*moved), rows_of(OPS[op](*args), order))
+    found, wanted = OPS[op](*moved), rows_of(OPS[op](*args), order)
+    if OPS[op].choose(args).provider is not None:
+        assert_equal(found, wanted)
+    else:  # the rounding of a library's matrix product depends on where in it a row lies: sums of up to 64 products
+        torch.testing.assert_close(found, wanted, rtol=64 * torch.finfo(torch.float32).eps, atol=1e-5)
 
 
 def assert_equal(found: Any, wanted: Any) -> None:
