@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 import qwenopt
 from qwenopt.backend import compile_graph
-from qwenopt.testing.decode import greedy, one_thread, prompt
+from qwenopt.testing.decode import CACHES, greedy, one_thread, prompt
 from qwenopt.testing.models import SHAPES, tiny_model
 
 STEPS = 256
@@ -36,21 +37,22 @@ def check_tokens(name: str, cache: str, batch: int, steps: int) -> None:
     assert not len(differ), f"first difference at (row, step) {differ[0].tolist()}"
 
 
-def cross() -> Iterator[tuple[str, str, int]]:
-    """Every structure with every cache; both batches for the smallest dense and MoE ones, by turns for the others."""
-    for i, name in enumerate(SHAPES):
-        for j, cache in enumerate(("dynamic", "static")):
-            both = name in ("0.6B", "30B-A3B")
-            yield from ((name, cache, batch) for batch in ((1, 5) if both else (5 if (i + j) % 2 else 1,)))
+def cross() -> Iterator[Any]:
+    """Every structure with every cache and both batches; the quick ones stand for all where `slow` is left out."""
+    for name in SHAPES:
+        for cache in CACHES:
+            for batch in (1, 5):
+                quick = name in ("0.6B", "30B-A3B") and cache != "none"
+                yield pytest.param(name, cache, batch, marks=() if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "cache", "batch"), cross())
-def test_cached_decode_gives_the_tokens_of_eager(name: str, cache: str, batch: int) -> None:
+@pytest.mark.parametrize(("name", "cache", "batch"), list(cross()))
+def test_decode_gives_the_tokens_of_eager(name: str, cache: str, batch: int) -> None:
     check_tokens(name, cache, batch, STEPS)
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_decode_without_a_cache_gives_the_tokens_of_eager(name: str) -> None:
+def test_decode_without_a_cache_starts_as_eager_does(name: str) -> None:
     batch = 5 if list(SHAPES).index(name) % 2 else 1
     check_tokens(name, "none", batch, 24)
 
