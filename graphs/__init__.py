@@ -15,7 +15,6 @@ from qwenopt.graphs.canonicalize import canonicalize
 from qwenopt.graphs.context import Context, Raised
 from qwenopt.graphs.functionalize import functionalize
 from qwenopt.graphs.linear import raise_linear
-from qwenopt.graphs.misses import misses
 from qwenopt.graphs.moe_experts import raise_moe_experts
 from qwenopt.graphs.moe_route import raise_moe_route
 from qwenopt.graphs.qk_norm_rope import raise_qk_norm_rope
@@ -50,4 +49,4 @@ def raise_graph(gm: GraphModule, *, disable: Collection[str] = (), verify: bool 
     return ctx
 
 
-__all__ = ["PASSES", "Context", "Raised", "misses", "raise_graph"]
+__all__ = ["PASSES", "Context", "Raised", "raise_graph"]

@@ -31,3 +31,15 @@ def assert_as_accurate(actual: Tensor, eager: Tensor, truth: Tensor, *, slack: f
     assert found <= allowed, (
         f"error {found:.3g} against float64; {allowed:.3g} allowed, eager {error(eager, truth):.3g}"
     )
+
+
+def assert_near_eager(found: Tensor, eager: Tensor, *, num_layers: int = 2) -> None:
+    """Logits of one model computed in two orders: apart by rounding alone.
+
+    Some 16 rounded steps lie one behind another in a layer (two norms, four products with their sums, rotation,
+    softmax, gate, two residual sums), each good for one epsilon of the largest value.
+    """
+    bound = 16 * num_layers * ulp(eager, eager.dtype)
+    assert found.dtype == eager.dtype, f"dtype {found.dtype}, eager gives {eager.dtype}"
+    apart = error(found, eager)
+    assert apart <= bound, f"{apart:.3g} from eager; rounding explains {bound:.3g}"

@@ -16,6 +16,7 @@ from qwenopt.ops import OPS
 from qwenopt.options import OP_NAMES, Options
 from qwenopt.testing.decode import one_thread, prompt
 from qwenopt.testing.models import tiny_model
+from qwenopt.testing.tolerance import assert_near_eager
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "own key": ({"lowerring": "direct"}, r"unknown option 'lowerring', did you mean 'lowering'\?"),
@@ -116,7 +117,7 @@ def test_keywords_of_later_versions_are_ignored() -> None:
     with torch.no_grad(), one_thread():
         wanted = model(ids, use_cache=False).logits
         found = torch.compile(model.forward, backend=backend)(ids, use_cache=False).logits
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert_near_eager(found, wanted)
 
 
 def test_compile_wants_a_module() -> None:

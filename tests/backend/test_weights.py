@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qwenopt.backend import compile_graph
 from qwenopt.testing.decode import one_thread, prompt
 from qwenopt.testing.models import tiny_model
+from qwenopt.testing.tolerance import assert_near_eager
 
 LOWERINGS = [("0.6B", "direct"), ("30B-A3B", "direct"), pytest.param("0.6B", "inductor", marks=pytest.mark.slow)]
 
@@ -27,7 +28,7 @@ class Compiled:
         with one_thread():
             wanted = self.model.forward(self.ids, use_cache=False).logits
             found = self.model(self.ids, use_cache=False).logits
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        assert_near_eager(found, wanted)
         return found
 
 
