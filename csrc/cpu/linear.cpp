@@ -7,34 +7,37 @@
 namespace qwenopt {
 namespace {
 
-// Work is handed out in runs of whole rows of about this much weight: long enough to be one forward stream, short
-// enough that a thread that is held up does not keep the others waiting.
-constexpr int64_t kRunBytes = 1 << 20;
+// Work is handed out in runs of whole rows that get shorter towards the end, so that each thread reads a long forward
+// stream and all of them end together: the last runs are of about this much weight, some microseconds.
+constexpr int64_t kLastRunBytes = 64 << 10;
 constexpr int64_t kSerialBytes = 128 << 10;  // read by one thread in about the time of a fork
 
-void run_linear(const LinearArgs& args, int threads, int isa) {
-  if (args.M == 0) return;
-  const auto kernel = QWENOPT_PICK(isa, linear);
-  const int64_t bytes = args.N * args.K * dtype_bytes(args.dtype);
-  if (bytes * args.M <= kSerialBytes) threads = 1;
-  int64_t runs = bytes / kRunBytes;
-  if (runs < threads) runs = threads;
-  // A few runs are an equal number for each thread; with many the counter evens them out.
-  if (runs < 8 * threads) runs = (runs + threads - 1) / threads * threads;
-  // Multiples of 16 columns, so that no two threads write one cache line.
-  const int64_t cols = ((args.N + runs - 1) / runs + 15) / 16 * 16;
-  std::atomic<int64_t> next{0};
-  in_team(threads, [&](const Team&) {
-    for (;;) {
-      const int64_t n0 = next.fetch_add(cols, std::memory_order_relaxed);
-      if (n0 >= args.N) return;
-      kernel(args, n0, n0 + cols < args.N ? n0 + cols : args.N);
-    }
-  });
-}
+struct LinearStep {
+  void (*kernel)(const LinearArgs&, int64_t, int64_t);
+  LinearArgs args;
+  int64_t grain;
+  int members;
+  Counter counter;
 
-void linear_py(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t M, int64_t N, int64_t K,
-               int64_t x_stride, int64_t weight_stride, int64_t out_stride, int dtype, int threads, int isa) {
+  LinearStep(const LinearArgs& args, int threads, int isa)
+      : kernel(QWENOPT_PICK(isa, linear)), args(args), members(threads) {
+    const int64_t row_bytes = args.K * dtype_bytes(args.dtype);
+    if (args.N * row_bytes * args.M <= kSerialBytes) members = 1;
+    // Multiples of 16 columns, so that no two threads write one cache line.
+    grain = row_bytes > 0 ? (kLastRunBytes / row_bytes + 15) / 16 * 16 : args.N;
+    if (grain < 16) grain = 16;
+  }
+
+  void run(const Team& team) {
+    if (args.M == 0 || team.id >= members) return;
+    int64_t n0, n1;
+    while (counter.take_run(args.N, grain, members, &n0, &n1)) kernel(args, n0, n1);
+  }
+  void finish() {}
+};
+
+LinearStep linear_step(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t M, int64_t N, int64_t K,
+                       int64_t x_stride, int64_t weight_stride, int64_t out_stride, int dtype, int threads, int isa) {
   check_common("linear", dtype, threads);
   check_size("linear", "M", M);
   check_size("linear", "N", N, 1);
@@ -46,15 +49,14 @@ void linear_py(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, int
     if (K > 0) check_pointer("linear", "x", x);
     if (K > 0) check_pointer("linear", "weight", weight);
   }
-  run_linear(
-      {pointer(x), pointer(weight), pointer(bias), pointer(out), M, N, K, x_stride, weight_stride, out_stride, dtype},
-      threads, isa);
+  return {{pointer(x), pointer(weight), pointer(bias), pointer(out), M, N, K, x_stride, weight_stride, out_stride, dtype},
+          threads, isa};
 }
 
 }  // namespace
 
 void register_linear(py::module_& m) {
-  m.def("linear", &linear_py, "out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n]", Release(), py::arg("x"),
+  define_step<&linear_step>(m, "linear", "out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n]", py::arg("x"),
         py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("M"), py::arg("N"), py::arg("K"),
         py::arg("x_stride"), py::arg("weight_stride"), py::arg("out_stride"), py::arg("dtype"), py::arg("threads"),
         py::arg("isa") = -1);

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
+from qwenopt.ops.steps import Array, NotPlanned, Steps, need_contiguous
 
 # Up to this many rows the native kernel streams the weight once; beyond it oneDNN and MKL win. Decided inside the
 # provider, not at compile time, so that one graph serves every batch.
@@ -45,7 +48,24 @@ def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return cpu.one_dtype(x, weight, bias) or cpu.last_dim_contiguous(weight=weight)
 
 
-@LINEAR.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def _operands(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Any, ...]:
+    n, k = weight.shape
+    bias_address = 0 if bias is None else bias.data_ptr()
+    addresses = (x.data_ptr(), weight.data_ptr(), bias_address, out.data_ptr())
+    return (*addresses, x.numel() // k, n, k, k, weight.stride(0), n, cpu.code(x))
+
+
+def _record(steps: Steps, x: Array, weight: Array, bias: Array | None) -> Array:
+    n, k = weight.static_shape()
+    if x.numel() == 0 or x.numel() // k > MAX_ROWS:
+        raise NotPlanned(f"linear of {x.numel() // max(k, 1)} rows (kernel: 1..{MAX_ROWS})")
+    need_contiguous(x=x)
+    out = steps.empty((*x.shape[:-1], n), x.dtype)
+    steps.add("linear", _operands(x, weight, bias, out), (x, weight, bias), (out,))
+    return out
+
+
+@LINEAR.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
 def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     n, k = weight.shape
     rows = x.numel() // k if k else 0
@@ -53,18 +73,5 @@ def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     x = cpu.as_rows(x)
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
-    cpu.lib().linear(
-        x.data_ptr(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        rows,
-        n,
-        k,
-        k,
-        weight.stride(0),
-        n,
-        cpu.code(x),
-        cpu.threads(),
-    )
+    cpu.lib().linear(*_operands(x, weight, bias, out), cpu.threads())
     return out
