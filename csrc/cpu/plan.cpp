@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <mutex>
 #include <string>
@@ -31,7 +32,38 @@ class Plan {
     for (const auto& [op, operands, barrier] : steps) add(op, operands, barrier);
   }
 
-  void run(const std::vector<int64_t>& values, int threads, int isa) {
+  void run(const std::vector<int64_t>& values, int threads, int isa) { run_noting(values, threads, isa, nullptr); }
+
+  // Runs, and returns the name of each step with the seconds that the first thread spent in it, waiting included.
+  std::vector<std::pair<std::string, double>> profile(const std::vector<int64_t>& values, int threads, int isa) {
+    std::vector<Clock::time_point> ends(entries_.size() + 1);
+    run_noting(values, threads, isa, ends.data());
+    std::vector<std::pair<std::string, double>> spent;
+    for (size_t i = 0; i < entries_.size(); ++i) {
+      spent.emplace_back(entries_[i].op, std::chrono::duration<double>(ends[i + 1] - ends[i]).count());
+    }
+    return spent;
+  }
+
+  size_t num_steps() const { return entries_.size(); }
+  size_t num_barriers() const {
+    return size_t(std::count_if(entries_.begin(), entries_.end(), [](const Entry& e) { return e.barrier; }));
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Operand {
+    int slot;
+    int64_t scale, offset;
+  };
+  struct Entry {
+    std::string op;
+    std::unique_ptr<PlannedStep> step;
+    std::vector<Operand> operands;
+    bool barrier;
+  };
+
+  void run_noting(const std::vector<int64_t>& values, int threads, int isa, Clock::time_point* ends) {
     QWENOPT_CHECK(int(values.size()) == num_values_, "plan: ", values.size(), " values; it was made for ", num_values_);
     QWENOPT_CHECK(threads >= 1, "plan: ", threads, " threads; threads must be at least 1");
     py::gil_scoped_release release;
@@ -41,33 +73,17 @@ class Plan {
       bind(entry, values, threads, isa);
       members = std::max(members, entry.step->members());
     }
-    in_team(members, [this](const Team& team) { run_steps(team); });
+    in_team(members, [this, ends](const Team& team) { run_steps(team, ends); });
     for (Entry& entry : entries_) {
       entry.step->finish();
       if (entry.step->failed()) return;
     }
   }
 
-  size_t num_steps() const { return entries_.size(); }
-  size_t num_barriers() const {
-    return size_t(std::count_if(entries_.begin(), entries_.end(), [](const Entry& e) { return e.barrier; }));
-  }
-
- private:
-  struct Operand {
-    int slot;
-    int64_t scale, offset;
-  };
-  struct Entry {
-    std::unique_ptr<PlannedStep> step;
-    std::vector<Operand> operands;
-    bool barrier;
-  };
-
   void add(const std::string& op, const std::vector<PyOperand>& operands, bool barrier) {
     const auto maker = step_makers().find(op);
     QWENOPT_CHECK(maker != step_makers().end(), "plan: step ", op, "; there is no op of that name");
-    Entry entry{maker->second(), {}, barrier};
+    Entry entry{op, maker->second(), {}, barrier};
     QWENOPT_CHECK(int(operands.size()) == entry.step->num_operands(), "plan: step ", op, " with ", operands.size(),
                   " operands; it takes ", entry.step->num_operands());
     for (const auto& [slot, scale, offset] : operands) {
@@ -87,12 +103,17 @@ class Plan {
     entry.step->bind(bound_.data(), threads, isa);
   }
 
-  void run_steps(const Team& team) {
-    for (Entry& entry : entries_) {
+  void run_steps(const Team& team, Clock::time_point* ends) {
+    const auto note = [&](size_t i) {
+      if (ends && team.id == 0) ends[i] = Clock::now();
+    };
+    note(0);
+    for (size_t i = 0; i < entries_.size(); ++i) {
+      Entry& entry = entries_[i];
       entry.step->run(team);
-      if (!entry.barrier) continue;
-      team.barrier();
-      if (entry.step->failed()) return;
+      if (entry.barrier) team.barrier();
+      note(i + 1);
+      if (entry.barrier && entry.step->failed()) return;
     }
   }
 
@@ -110,6 +131,7 @@ void register_plan(py::module_& m) {
   py::class_<Plan>(m, "Plan", "Many steps in one call; see docs/kernels.md")
       .def(py::init<const std::vector<PyStep>&, int>(), py::arg("steps"), py::arg("num_values"))
       .def("run", &Plan::run, py::arg("values"), py::arg("threads"), py::arg("isa") = -1)
+      .def("profile", &Plan::profile, py::arg("values"), py::arg("threads"), py::arg("isa") = -1)
       .def_property_readonly("num_steps", &Plan::num_steps)
       .def_property_readonly("num_barriers", &Plan::num_barriers);
 }

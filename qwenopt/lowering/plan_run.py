@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +51,21 @@ class NativePlan:
         return all(inputs[i].stride() == strides for i, strides in self.expected_strides)
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return self._call(inputs, self.plan.run)[0]
+
+    def profile(self, inputs: Sequence[Tensor]) -> list[tuple[str, float]]:
+        """Run once; returns the name of each step with the seconds that the first thread spent in it."""
+        return self._call(inputs, self.plan.profile)[1]  # type: ignore[no-any-return]
+
+    def _call(self, inputs: Sequence[Tensor], run: Callable[..., Any]) -> tuple[tuple[Tensor, ...], Any]:
         sizes = [inputs[i].shape[dim] for i, dim in self.sizes]
         made = [torch.empty(_resolve(array.shape, sizes), dtype=array.dtype) for array in self.new]
         values = [self.arena_address]
         values += [t.data_ptr() for t in inputs]
         values += [t.data_ptr() for t in made]
         values += sizes
-        self.plan.run(values, self.threads)
-        return tuple(self._result(r, inputs, made, sizes) for r in self.results)
+        returned = run(values, self.threads)
+        return tuple(self._result(r, inputs, made, sizes) for r in self.results), returned
 
     def _result(self, r: _Result, inputs: Sequence[Tensor], made: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
         base = made[r.source] if r.is_new else inputs[r.source]
