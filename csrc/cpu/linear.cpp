@@ -11,6 +11,10 @@ namespace {
 // enough that a thread that is held up does not keep the others waiting.
 constexpr int64_t kRunBytes = 1 << 20;
 constexpr int64_t kSerialBytes = 128 << 10;  // read by one thread in about the time of a fork
+constexpr int64_t kBlockBytes = 1 << 20, kBlockRows = 512, kBlockCols = 256;
+constexpr int64_t kSerialProducts = 1 << 20;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void run_linear(const LinearArgs& args, int threads, int isa) {
   if (args.M == 0) return;
@@ -33,8 +37,87 @@ void run_linear(const LinearArgs& args, int threads, int isa) {
   });
 }
 
-void linear_py(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t M, int64_t N, int64_t K,
-               int64_t x_stride, int64_t weight_stride, int64_t out_stride, int dtype, int threads, int isa) {
+// In AMX tiles. Cut so that what is used again stays in 2 MB of L2: a block of x, its sums, two panels of weights.
+#if QWENOPT_X86
+constexpr int64_t kTileRows = 4;  // from here on: fewer rows are at the speed of memory without tiles
+
+bool in_tiles(int64_t M, int64_t K, int dtype, int isa) {
+  return isa == kAmx && dtype == kBFloat16 && M >= kTileRows && K > 0;
+}
+
+struct TilePlan {
+  int64_t steps, panels, block_steps, num_blocks;  // of k and of the packed x
+  int64_t rows, num_rows, cols, num_cols;          // of an item, and how many items
+  int64_t packed_bytes, sum_bytes, total_bytes;
+};
+
+TilePlan plan_tiles(int64_t M, int64_t N, int64_t K, int threads) {
+  TilePlan p;
+  p.steps = ceil_div(K, 32);
+  p.panels = ceil_div(M, 16);
+  const int64_t few = M < 256 ? p.panels * 16 : 256;
+  const bool fits = few * p.steps * 64 <= kBlockBytes;
+  // Few rows wait for memory and want long runs of it.
+  p.num_blocks = M <= kLinearFewRows ? ceil_div(p.steps, 128) : fits ? 1 : ceil_div(p.steps, 16);
+  p.block_steps = ceil_div(p.steps, p.num_blocks);
+  p.num_blocks = ceil_div(p.steps, p.block_steps);
+  int64_t most_rows = kBlockBytes / (64 * p.block_steps);
+  if (most_rows > kBlockRows || M <= kLinearFewRows) most_rows = kBlockRows;
+  p.num_rows = ceil_div(M, most_rows);
+  p.rows = ceil_div(ceil_div(M, p.num_rows), 32) * 32;
+  p.num_rows = ceil_div(M, p.rows);
+  p.cols = M <= kLinearFewRows ? kRunBytes / (2 * K) : kBlockCols;
+  const int64_t most = ceil_div(N, threads);
+  if (p.cols > most) p.cols = most;
+  if (p.cols > kBlockCols) p.cols = kBlockCols;
+  p.cols = ceil_div(p.cols, 32) * 32;
+  p.num_cols = ceil_div(N, p.cols);
+  p.packed_bytes = p.panels * p.steps * 1024;
+  p.sum_bytes = p.num_blocks > 1 ? p.rows * p.cols * 4 : p.rows * 32 * 4;
+  p.total_bytes = 64 + p.packed_bytes + threads * p.sum_bytes;
+  return p;
+}
+
+void run_tiles(LinearArgs args, char* scratch, int threads) {
+  const TilePlan p = plan_tiles(args.M, args.N, args.K, threads);
+  char* packed = scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
+  args.packed = packed;
+  args.block_steps = p.block_steps;
+  const int64_t items = p.num_rows * p.num_cols;
+  std::atomic<int64_t> next{0};
+  auto take = [&] { return next.fetch_add(1, std::memory_order_relaxed); };
+  in_team(threads, [&](const Team& team) {
+    int64_t begin, end;
+    team.share(p.panels * p.num_blocks, &begin, &end);
+    amx::linear_pack(args, begin, end);
+    team.barrier();
+    float* sums = reinterpret_cast<float*>(packed + p.packed_bytes + team.id * p.sum_bytes);
+    for (int64_t item = take(), after; item < items; item = after) {
+      after = take();
+      const int64_t m0 = item / p.num_cols * p.rows, n0 = item % p.num_cols * p.cols;
+      const int64_t m1 = m0 + p.rows < args.M ? m0 + p.rows : args.M, n1 = n0 + p.cols < args.N ? n0 + p.cols : args.N;
+      amx::linear_tiles(args, {m0, m1, n0, n1, after < items ? after % p.num_cols * p.cols : -1, sums});
+    }
+  });
+}
+#else
+bool in_tiles(int64_t, int64_t, int, int) { return false; }
+#endif
+
+int64_t scratch_bytes_py(int64_t M, int64_t N, int64_t K, int dtype, int threads, int isa) {
+  const char* op = "linear_scratch_bytes";
+  check_common(op, dtype, threads);
+  check_size(op, "M", M);
+  check_size(op, "N", N, 1);
+  check_size(op, "K", K);
+#if QWENOPT_X86
+  if (in_tiles(M, K, dtype, resolve_isa(op, isa))) return plan_tiles(M, N, K, threads).total_bytes;
+#endif
+  return 0;
+}
+
+void linear_py(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, uintptr_t scratch, int64_t M,
+               int64_t N, int64_t K, int64_t x_stride, int64_t weight_stride, int64_t out_stride, int dtype, int threads, int isa) {
   check_common("linear", dtype, threads);
   check_size("linear", "M", M);
   check_size("linear", "N", N, 1);
@@ -46,18 +129,27 @@ void linear_py(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, int
     if (K > 0) check_pointer("linear", "x", x);
     if (K > 0) check_pointer("linear", "weight", weight);
   }
-  run_linear(
-      {pointer(x), pointer(weight), pointer(bias), pointer(out), M, N, K, x_stride, weight_stride, out_stride, dtype},
-      threads, isa);
+  const LinearArgs args{pointer(x), pointer(weight), pointer(bias), pointer(out), M, N, K, x_stride, weight_stride,
+                        out_stride, dtype, nullptr, 0};
+#if QWENOPT_X86
+  if (in_tiles(M, K, dtype, isa)) {
+    check_pointer("linear", "scratch", scratch);
+    if (M * N * K <= kSerialProducts) threads = 1;
+    return run_tiles(args, pointer<char>(scratch), threads);
+  }
+#endif
+  run_linear(args, threads, isa);
 }
 
 }  // namespace
 
 void register_linear(py::module_& m) {
   m.def("linear", &linear_py, "out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n]", Release(), py::arg("x"),
-        py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("M"), py::arg("N"), py::arg("K"),
+        py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("scratch"), py::arg("M"), py::arg("N"), py::arg("K"),
         py::arg("x_stride"), py::arg("weight_stride"), py::arg("out_stride"), py::arg("dtype"), py::arg("threads"),
         py::arg("isa") = -1);
+  m.def("linear_scratch_bytes", &scratch_bytes_py, "Bytes of scratch that linear needs", py::arg("M"), py::arg("N"),
+        py::arg("K"), py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);
 }
 
 }  // namespace qwenopt

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qwenopt import native
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
 
-# Up to this many rows the native kernel streams the weight once; beyond it oneDNN and MKL win. Decided inside the
-# provider, not at compile time, so that one graph serves every batch.
+# Up to this many rows the native kernel streams the weight once; beyond it oneDNN and MKL win, but for bfloat16 on a
+# host with AMX. Decided inside the provider, not at compile time, so that one graph serves every batch.
 MAX_ROWS = 16
+
+
+@functools.cache
+def _tiles() -> bool:
+    """Whether bfloat16 products run in AMX tiles, which are faster than oneDNN at any number of rows."""
+    return native.cpu_isa() == "amx"
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -49,22 +58,25 @@ def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     n, k = weight.shape
     rows = x.numel() // k if k else 0
-    if rows > MAX_ROWS or rows == 0:
+    if rows == 0 or (rows > MAX_ROWS and not (x.dtype == torch.bfloat16 and _tiles())):
         return F.linear(x, weight, bias)
+    lib, threads, dtype = cpu.lib(), cpu.threads(), cpu.code(x)
     x = cpu.as_rows(x)
+    scratch = torch.empty(lib.linear_scratch_bytes(rows, n, k, dtype, threads), dtype=torch.uint8)
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
-    cpu.lib().linear(
+    lib.linear(
         x.data_ptr(),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
+        scratch.data_ptr(),
         rows,
         n,
         k,
         k,
         weight.stride(0),
         n,
-        cpu.code(x),
-        cpu.threads(),
+        dtype,
+        threads,
     )
     return out
