@@ -22,7 +22,7 @@ OUTER_PACKAGES = {
     "qwenopt.cuda_src": "csrc/cuda/kernels",
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
-# Every file of csrc/cpu/kernels is compiled once per instruction set, into a namespace of that name.
+# Every file of csrc/cpu/kernels is compiled once per instruction set, into a namespace of that name, but for AMX.
 ISA_FLAGS = {"generic": []}
 if IS_X86:
     avx512 = ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
@@ -35,6 +35,9 @@ if IS_X86:
         "-DQWENOPT_ISA_AVX512=1",
         "-DQWENOPT_ISA_BF16=1",
     ]
+    ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512bf16"], "-mamx-tile", "-mamx-bf16", "-DQWENOPT_ISA_AMX=1"]
+# What AMX is for; the other kernels of a host that has it are those of avx512bf16 (csrc/cpu/kernels/types.h).
+AMX_KERNELS = {"attention", "linear", "moe_experts", "probe"}
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 # No contraction: a multiply and an add stay two roundings, as they are in eager, unless a kernel asks for an fma.
 # No strict aliasing: packed blocks are read as 32-bit words whatever they hold.
@@ -83,7 +86,8 @@ class BuildNative(build_ext):
         macros = [("QWENOPT_X86", str(int(IS_X86))), ("QWENOPT_VERSION", f'"{self.distribution.get_version()}"')]
         jobs = [(ext.sources, "base", ["-O2", f"-I{pybind11.get_include()}"])]
         for isa, flags in ISA_FLAGS.items():
-            jobs.append((sources("csrc/cpu/kernels"), isa, ["-O3", f"-DQWENOPT_ISA_NS={isa}", *flags]))
+            files = [f for f in sources("csrc/cpu/kernels") if isa != "amx" or Path(f).stem in AMX_KERNELS]
+            jobs.append((files, isa, ["-O3", f"-DQWENOPT_ISA_NS={isa}", *flags]))
 
         def compile_one(job: tuple[str, str, list[str]]) -> list[str]:
             source, isa, flags = job

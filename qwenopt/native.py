@@ -10,7 +10,7 @@ from typing import Any
 
 from qwenopt.errors import MissingNative
 
-ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16")  # the codes of an `isa` argument; -1 is the best one
+ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16", "amx")  # the codes of an `isa` argument; -1 is the best one
 _BUILD_HINT = "run `pip install .` (or, for development, `python setup.py build_ext --inplace`) with a C++17 compiler"
 
 

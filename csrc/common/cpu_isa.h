@@ -3,11 +3,11 @@
 
 namespace qwenopt {
 
-enum CpuIsa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kNumIsas = 4 };
+enum CpuIsa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kNumIsas = 5 };
 
 const char* isa_name(int isa);
 
-// The best one the host can run (cpuid and the operating system's xsave state), read once.
+// The best one the host can run (cpuid, the operating system's xsave state and, for AMX, its leave), found once.
 int best_isa();
 
 // -1 -> best_isa(); anything else is checked against the host and raises with `op` in the text.

@@ -15,11 +15,24 @@ constexpr int64_t kDownCols = 128;
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 struct Scratch {
-  int64_t hidden, weighted, pairs, experts, total;  // byte offsets, then the size
+  int64_t hidden, weighted, pairs, experts, packed_x, packed_hidden, total;  // byte offsets, then the size
 };
 
+// Experts with this many rows go in AMX tiles: fewer are at the speed of memory without.
+constexpr int64_t kTileRows = 4;
+
+bool in_tiles(int64_t N, int64_t I, int dtype, int isa) {
+  return isa == kAmx && dtype == kBFloat16 && N % 32 == 0 && I % 32 == 0;
+}
+
+// The most tiles of 16 rows that the pairs can fill.
+int64_t most_tiles(int64_t pairs, int64_t E) {
+  const int64_t experts = pairs / kTileRows < E ? pairs / kTileRows : E;
+  return pairs / 16 + experts;
+}
+
 Scratch layout(int64_t T, int64_t N, int64_t I, int64_t E, int64_t K, int dtype) {
-  Scratch s;
+  Scratch s{};
   int64_t at = 64;  // room to align the start
   s.hidden = at;
   at += aligned(T * K * I * dtype_bytes(dtype));
@@ -29,13 +42,20 @@ Scratch layout(int64_t T, int64_t N, int64_t I, int64_t E, int64_t K, int dtype)
   at += aligned(T * K * int64_t(sizeof(int32_t)));
   s.experts = at;
   at += aligned((E + 1) * int64_t(sizeof(ExpertRows)));
+  s.packed_x = at;
+  if (in_tiles(N, I, dtype, best_isa())) {
+    const int64_t tiles = most_tiles(T * K, E);
+    at += tiles * N / 32 * 1024;
+    s.packed_hidden = at;
+    at += tiles * I / 32 * 1024;
+  }
   s.total = at;
   return s;
 }
 
 // Counting sort of the pairs by expert, token order kept; returns how many experts were hit.
 int64_t group_pairs(const MoeExpertsArgs& a, int32_t* pairs, ExpertRows* experts) {
-  for (int64_t e = 0; e <= a.E; ++e) experts[e] = {pairs, e, 0, 0};
+  for (int64_t e = 0; e <= a.E; ++e) experts[e] = {pairs, e, 0, 0, -1};
   for (int64_t p = 0; p < a.T * a.K; ++p) ++experts[a.indices[p]].count;
   int64_t first = 0;
   for (int64_t e = 0; e <= a.E; ++e) {
@@ -54,6 +74,23 @@ int64_t group_pairs(const MoeExpertsArgs& a, int32_t* pairs, ExpertRows* experts
   }
   return hit;
 }
+
+#if QWENOPT_X86
+// The rows of x of the experts that go in tiles, shared out to the team.
+void pack_experts(const MoeExpertsArgs& args, const ExpertRows* experts, int64_t hit, int members, const Team& team) {
+  int64_t begin, end, tile = 0;
+  for (int64_t e = 0; e < hit; ++e) {
+    if (experts[e].tile >= 0) tile = experts[e].tile + (experts[e].count + 15) / 16;
+  }
+  team.share(tile, members, &begin, &end);
+  for (int64_t e = 0; e < hit; ++e) {
+    if (experts[e].tile < 0) continue;
+    for (int64_t t = 0; t < (experts[e].count + 15) / 16; ++t) {
+      if (experts[e].tile + t >= begin && experts[e].tile + t < end) amx::moe_pack(args, experts[e], t);
+    }
+  }
+}
+#endif
 
 // A phase's work items: a run of columns of one hit expert, in the order of the weights.
 struct Phase {
@@ -115,6 +152,12 @@ struct MoeExpertsStep {
     if (team.id == 0) start();
     if (members > 1) team.barrier();
     if (failed()) return;
+#if QWENOPT_X86
+    if (args.packed_x) {
+      pack_experts(args, experts, first.num_experts, members, team);
+      if (members > 1) team.barrier();
+    }
+#endif
     if (team.id < members) first.work(args, QWENOPT_PICK(isa, moe_gate_up));
     if (members > 1) team.barrier();
     if (team.id < members) second.work(args, QWENOPT_PICK(isa, moe_down));
@@ -130,7 +173,14 @@ struct MoeExpertsStep {
     for (int64_t p = 0; p < args.T * args.K && bad < 0; ++p) {
       if (args.indices[p] < 0 || args.indices[p] > args.E) bad = p;
     }
-    if (bad < 0) first.num_experts = second.num_experts = group_pairs(args, pairs, experts);
+    if (bad >= 0) return;
+    const int64_t hit = group_pairs(args, pairs, experts);
+    first.num_experts = second.num_experts = hit;
+    for (int64_t e = 0, tile = 0; args.packed_x && e < hit; ++e) {
+      if (experts[e].count < kTileRows) continue;
+      experts[e].tile = tile;
+      tile += (experts[e].count + 15) / 16;
+    }
   }
 
   bool failed() const { return bad >= 0; }
@@ -174,6 +224,7 @@ MoeExpertsStep moe_experts_step(uintptr_t x, uintptr_t indices, uintptr_t weight
   }
   const Scratch s = layout(T, N, I, E, K, dtype);
   char* base = pointer<char>(scratch / 64 * 64);
+  const bool tiles = in_tiles(N, I, dtype, isa);
   const MoeExpertsArgs args{pointer(x),
                             pointer<const int64_t>(indices),
                             pointer(weights),
@@ -188,7 +239,9 @@ MoeExpertsStep moe_experts_step(uintptr_t x, uintptr_t indices, uintptr_t weight
                             E,
                             K,
                             x_stride,
-                            dtype};
+                            dtype,
+                            tiles ? base + s.packed_x : nullptr,
+                            tiles ? base + s.packed_hidden : nullptr};
   return {args, reinterpret_cast<int32_t*>(base + s.pairs), reinterpret_cast<ExpertRows*>(base + s.experts), threads,
           isa};
 }

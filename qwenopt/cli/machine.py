@@ -13,8 +13,10 @@ from typing import Any
 PACKAGES = ("qwenopt", "torch", "transformers", "triton", "numpy", "safetensors", "tokenizers")
 
 # The instruction sets that the kernels are compiled for, best first, with the cpuid flags that each needs.
+_BF16 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni")
 ISAS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("avx512bf16", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni")),
+    ("amx", (*_BF16, "amx_tile", "amx_bf16")),
+    ("avx512bf16", _BF16),
     ("avx512", ("avx512f", "avx512bw", "avx512vl", "avx512dq")),
     ("avx2", ("avx2", "fma")),
 )

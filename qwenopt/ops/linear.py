@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qwenopt import native
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps, need_contiguous
 
-# Up to this many rows the native kernel streams the weight once; beyond it oneDNN and MKL win. Decided inside the
-# provider, not at compile time, so that one graph serves every batch.
+# Up to this many rows the native kernel streams the weight once; beyond it oneDNN and MKL win, but for bfloat16 on a
+# host with AMX. Decided inside the provider, not at compile time, so that one graph serves every batch.
 MAX_ROWS = 16
+
+
+@functools.cache
+def _tiles() -> bool:
+    """Whether bfloat16 products run in AMX tiles, which are faster than oneDNN at any number of rows."""
+    return native.cpu_isa() == "amx"
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -48,20 +56,26 @@ def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return cpu.one_dtype(x, weight, bias) or cpu.last_dim_contiguous(weight=weight)
 
 
-def _operands(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Any, ...]:
+def _on_kernel(rows: int, dtype: torch.dtype) -> bool:
+    """Whether a product of that many rows goes to the native kernel: any number in tiles, else few."""
+    return 0 < rows <= MAX_ROWS or (rows > 0 and dtype == torch.bfloat16 and _tiles())
+
+
+def _operands(x: Any, weight: Any, bias: Any, out: Any, scratch: Any) -> tuple[Any, ...]:
     n, k = weight.shape
-    bias_address = 0 if bias is None else bias.data_ptr()
-    addresses = (x.data_ptr(), weight.data_ptr(), bias_address, out.data_ptr())
+    addresses = (0 if t is None else t.data_ptr() for t in (x, weight, bias, out, scratch))
     return (*addresses, x.numel() // k, n, k, k, weight.stride(0), n, cpu.code(x))
 
 
 def _record(steps: Steps, x: Array, weight: Array, bias: Array | None) -> Array:
     n, k = weight.static_shape()
-    if x.numel() == 0 or x.numel() // k > MAX_ROWS:
-        raise NotPlanned(f"linear of {x.numel() // max(k, 1)} rows (kernel: 1..{MAX_ROWS})")
+    rows = x.numel() // k if k else 0
+    if not _on_kernel(rows, x.dtype):
+        raise NotPlanned(f"linear of {rows} rows (kernel: 1..{MAX_ROWS})")
     need_contiguous(x=x)
+    scratch = steps.scratch(cpu.lib().linear_scratch_bytes(rows, n, k, cpu.code(x), steps.threads))
     out = steps.empty((*x.shape[:-1], n), x.dtype)
-    steps.add("linear", _operands(x, weight, bias, out), (x, weight, bias), (out,))
+    steps.add("linear", _operands(x, weight, bias, out, scratch), (x, weight, bias), (out, scratch))
     return out
 
 
@@ -69,9 +83,11 @@ def _record(steps: Steps, x: Array, weight: Array, bias: Array | None) -> Array:
 def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     n, k = weight.shape
     rows = x.numel() // k if k else 0
-    if rows > MAX_ROWS or rows == 0:
+    if not _on_kernel(rows, x.dtype):
         return F.linear(x, weight, bias)
+    lib, threads = cpu.lib(), cpu.threads()
     x = cpu.as_rows(x)
+    scratch = torch.empty(lib.linear_scratch_bytes(rows, n, k, cpu.code(x), threads), dtype=torch.uint8)
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
-    cpu.lib().linear(*_operands(x, weight, bias, out), cpu.threads())
+    lib.linear(*_operands(x, weight, bias, out, scratch), threads)
     return out

@@ -60,10 +60,13 @@ class Kernels:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (m, k), n = x.shape, weight.shape[0]
         out = self.empty(m, n + 3, dtype=x.dtype)
+        size = self.C.linear_scratch_bytes(m, n, k, code(x.dtype), *self.last)
+        scratch = self.scratch(size)
         self.C.linear(
-            x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), m, n, k,
-            x.stride(0), weight.stride(0), out.stride(0), code(x.dtype), *self.last,
+            x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
+            scratch.data_ptr(), m, n, k, x.stride(0), weight.stride(0), out.stride(0), code(x.dtype), *self.last,
         )  # fmt: skip
+        self.keep(scratch, size)
         assert out[:, n:].isnan().all(), "written past the end of a row"
         return out[:, :n]
 

@@ -35,7 +35,8 @@ def exact(x, indices, weights, gate_up, down):
 
 @pytest.mark.parametrize(
     "shape",
-    [(1, 8, 3, 4, 2), (7, 96, 40, 6, 3), (20, 130, 65, 5, 2), (90, 33, 31, 2, 1), (3, 64, 32, 130, 8)],
+    [(1, 8, 3, 4, 2), (7, 96, 40, 6, 3), (20, 130, 65, 5, 2), (90, 33, 31, 2, 1), (3, 64, 32, 130, 8), (60, 64, 96, 6, 2),
+     (100, 96, 160, 2, 2)],
     ids=str,
 )
 def test_matches_fp64(kernels, check, isa, dtype, shape):
@@ -102,6 +103,22 @@ def test_rows_do_not_depend_on_each_other(kernels, check, isa, dtype):
     for t in (0, 17, 44):
         rows = slice(t, t + 1)
         check.same_bits(run(x[rows], indices[rows], weights[rows], gate_up, down), whole[rows])
+
+
+def test_rows_in_tiles_do_not_know_their_order_or_the_threads(kernels, check, isa, dtype):
+    """Sizes that AMX tiles take; experts of 1 to 3 rows, 4 to 16, and more than 32."""
+    x, _, weights, gate_up, down = make(check, dtype, 60, 64, 96, 8, 2)
+    indices = torch.tensor([[0, 1]] * 35 + [[2, 3]] * 9 + [[4, 5]] * 4 + [[6, 1]] * 2 + [[7, 2]] * 10)
+    run = kernels.on(isa).moe_experts
+    whole = run(x, indices, weights, gate_up, down)
+    expected, size = exact(x, indices, weights, gate_up, down)
+    extra = 6 * check.unit(dtype) + 2 * 72 * check.unit(torch.float32)
+    check.dot_close(whole, expected, size, terms=96 + 2, extra=extra)
+    order = torch.randperm(60)
+    check.same_bits(run(x[order], indices[order], weights[order], gate_up, down), whole[order])
+    one = kernels.on(isa)
+    one.threads = 1
+    check.same_bits(one.moe_experts(x, indices, weights, gate_up, down), whole)
 
 
 def test_unaligned_strided_and_repeatable(kernels, check, isa, dtype):

@@ -245,6 +245,11 @@ struct Block {
     pack_keys(keys, a.k_ss, num_keys, a.D, w.keys, values, a.v_ss);
     outer_block<C>(rows, w.queries, w.padded, w.keys, kKeyBlock, whole, a.D / kPack, w.scores, kKeyBlock, nullptr);
     softmax(num_keys, w.probs);
+#if defined(QWENOPT_ISA_AMX)
+    if (kPack == 2 && whole % (2 * W)) {  // a step of tiles takes 32 keys
+      for (int i = 0; i < rows; ++i) store(w.probs + i * kKeyBlock + whole, zero());
+    }
+#endif
     const int64_t words = pack_values(values, a.v_ss, num_keys, a.D, w.padded, w.values);
     prefetch_rows(next_keys, a.k_ss, num_next, a.D);
     outer_block<C>(rows, (const uint32_t*)w.probs, kKeyBlock / kPack, w.values, w.padded, w.padded, words, w.sums,
@@ -272,12 +277,19 @@ struct Block {
 template <class T>
 void run(const AttentionArgs& a, const AttentionItem& item) {
   Block<T> block(a, item);
+#if defined(QWENOPT_ISA_AMX)
+  const bool in_tiles = sizeof(T) == 2 && block.packed();
+  if (in_tiles) tiles_begin();
+#endif
   block.start();
   for (int64_t j0 = item.k0; j0 < item.k1; j0 += kKeyBlock) {
     const int num_keys = item.k1 - j0 < kKeyBlock ? int(item.k1 - j0) : kKeyBlock;
     if (block.look(j0, num_keys)) block.key_block(j0, num_keys);
   }
   block.finish();
+#if defined(QWENOPT_ISA_AMX)
+  if (in_tiles) tiles_end();
+#endif
 }
 
 template <class T>

@@ -38,8 +38,8 @@ struct AttentionCombine {
   int64_t split_stride;
 };
 
-QWENOPT_DECLARE_KERNEL(void attention(const AttentionArgs& args, const AttentionItem& item))
-QWENOPT_DECLARE_KERNEL(void attention_combine(const AttentionArgs& args, const AttentionCombine& combine))
+QWENOPT_DECLARE_TILE_KERNEL(void attention(const AttentionArgs& args, const AttentionItem& item))
+QWENOPT_DECLARE_TILE_KERNEL(void attention_combine(const AttentionArgs& args, const AttentionCombine& combine))
 
 // Sizes, as macros because no function of a header may be emitted into a file of one instruction set.
 #define QWENOPT_ATTENTION_PADDED(D) (((D) + 31) / 32 * 32)

@@ -63,6 +63,9 @@ static inline void pack_keys(const T* keys, int64_t stride, int num_keys, int64_
       for (int i = 0; i < W; ++i) at[i] = row[i] + c;
       transpose(at, rows, int(words - c < W ? words - c : W), out + c * kKeyBlock + j, kKeyBlock);
     }
+#if defined(QWENOPT_ISA_AMX)
+    for (int64_t c = words; c < (words + W - 1) / W * W; ++c) store((float*)out + c * kKeyBlock + j, zero());
+#endif
   }
 }
 
@@ -76,6 +79,11 @@ static inline int64_t pack_values(const T* values, int64_t stride, int num_keys,
       const T* a = values + j * stride;
       interleave(a, j + 1 < num_keys ? a + stride : nullptr, D, out + j / 2 * padded);
     }
+#if defined(QWENOPT_ISA_AMX)
+    for (int j = (num_keys + 1) / 2; j < (num_keys + 31) / 32 * 16; ++j) {
+      for (int64_t d = 0; d < padded; d += W) store((float*)out + j * padded + d, zero());
+    }
+#endif
     return (num_keys + 1) / 2;
   }
 #endif
@@ -91,6 +99,7 @@ static inline int64_t pack_values(const T* values, int64_t stride, int num_keys,
 template <class T>
 static inline void pack_query(const T* q, int64_t D, uint32_t* out) {
   if constexpr (Compute<T>::PACK == 2) {
+    for (int64_t d = D / 2; d < (D / 2 + W - 1) / W * W; ++d) out[d] = 0;  // tiles read whole vectors
     __builtin_memcpy(out, q, size_t(D) * sizeof(T));
   } else {
     widen_row(q, D, (float*)out);

@@ -1,6 +1,9 @@
 #include "linear.h"
 
 #include "dot_block.h"
+#if defined(QWENOPT_ISA_AMX)
+#include "linear_tiles.h"
+#endif
 
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
@@ -51,6 +54,26 @@ void linear(const LinearArgs& a, int64_t n0, int64_t n1) {
     run<float>(a, n0, n1);
   }
 }
+
+#if defined(QWENOPT_ISA_AMX)
+void linear_pack(const LinearArgs& a, int64_t unit0, int64_t unit1) { pack_rows(a, unit0, unit1); }
+
+void linear_tiles(const LinearArgs& a, const LinearBlock& b) {
+  const int64_t n1 = b.n0 + (b.n1 - b.n0) / kTile * kTile;
+  if (b.n0 < n1) {
+    tiles_begin();
+    TileColumns(a, b, n1).run();
+    tiles_end();
+  }
+  if (n1 == b.n1) return;
+  // The last few columns, no whole tile: the tail of their rows may be the end of the memory.
+  LinearArgs rest = a;
+  rest.x = (const bf16*)a.x + b.m0 * a.x_stride;
+  rest.out = (bf16*)a.out + b.m0 * a.out_stride;
+  rest.M = b.m1 - b.m0;
+  run<bf16>(rest, n1, b.n1);
+}
+#endif
 
 }  // namespace QWENOPT_ISA_NS
 }  // namespace qwenopt

@@ -1,6 +1,9 @@
 #include "moe_experts.h"
 
 #include "dot_block.h"
+#if defined(QWENOPT_ISA_AMX)
+#include "moe_tiles.h"
+#endif
 
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
@@ -80,6 +83,14 @@ void combine(const MoeExpertsArgs& a, int64_t token0, int64_t token1) {
 }  // namespace
 
 void moe_gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1, const void* then) {
+#if defined(QWENOPT_ISA_AMX)
+  if (r.tile >= 0) {
+    tiles_begin();
+    gate_up_tiles(a, r, c0, c1, then);
+    tiles_end();
+    return;
+  }
+#endif
   if (a.dtype == kBFloat16) {
     gate_up<bf16>(a, r, c0, c1, then);
   } else {
@@ -88,6 +99,14 @@ void moe_gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64
 }
 
 void moe_down(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1, const void* then) {
+#if defined(QWENOPT_ISA_AMX)
+  if (r.tile >= 0) {
+    tiles_begin();
+    down_tiles(a, r, c0, c1, then);
+    tiles_end();
+    return;
+  }
+#endif
   if (a.dtype == kBFloat16) {
     down<bf16>(a, r, c0, c1, then);
   } else {
@@ -102,6 +121,10 @@ void moe_combine(const MoeExpertsArgs& a, int64_t token0, int64_t token1) {
     combine<float>(a, token0, token1);
   }
 }
+
+#if defined(QWENOPT_ISA_AMX)
+void moe_pack(const MoeExpertsArgs& a, const ExpertRows& r, int64_t tile) { pack_expert(a, r, tile); }
+#endif
 
 }  // namespace QWENOPT_ISA_NS
 }  // namespace qwenopt

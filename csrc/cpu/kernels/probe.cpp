@@ -1,6 +1,9 @@
 #include "probe.h"
 
 #include "vec.h"
+#if defined(QWENOPT_ISA_AMX)
+#include "tile.h"
+#endif
 
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
@@ -21,6 +24,28 @@ uint64_t read_all(const uint64_t* data, int64_t begin, int64_t end) {
   return sum;
 }
 
+#if defined(QWENOPT_ISA_AMX)
+double multiply_registers(int64_t iterations, float* sink) {
+  tiles_begin();
+  alignas(64) float sums[kTileWords];
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  tile_zero<4>();
+  tile_zero<5>();
+  for (int64_t i = 0; i < iterations; ++i) {
+    tile_step<0, 4, 5>();
+    tile_step<1, 4, 5>();
+    tile_step<2, 4, 5>();
+    tile_step<3, 4, 5>();
+  }
+  tile_store<0>(sums, 64);
+  tiles_end();
+  *sink = sums[0];
+  return 2.0 * kTile * kTile * kTileK * 4 * double(iterations);
+}
+#else
 double multiply_registers(int64_t iterations, float* sink) {
 #if defined(QWENOPT_ISA_BF16)
   using D = Dot<bf16>;
@@ -43,6 +68,7 @@ double multiply_registers(int64_t iterations, float* sink) {
   *sink = hsum(total);
   return 2.0 * double(D::STEP) * kChains * double(iterations);
 }
+#endif
 
 }  // namespace QWENOPT_ISA_NS
 }  // namespace qwenopt
