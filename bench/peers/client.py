@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from bench.peers import install
 from bench.peers.peer import Peer, PeerError, Place, read_tail
 
-
 # Loading includes conversions at run time; the first request of a shape may compile for minutes.
 ANSWER_SECONDS = 900.0
 STOP_SECONDS = 10.0

@@ -23,7 +23,7 @@ class LlamaCpp(Peer):
     name = "llama.cpp"
     pins = (*versions.LLAMA_CPP, *versions.LLAMA_CPP_CONVERTER)
     packages = ("llama-cpp-python",)
-    memory = 1.3
+    memory = 2.2
 
     def install(self, place: Place) -> None:
         """The source distribution is unpacked and kept, because the converter is in it and not in what it installs."""
@@ -61,9 +61,7 @@ class LlamaCppEngine:
 
         self._lib, self._threads = llama_cpp, threads
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(
-            str(path).encode(), llama_cpp.llama_model_default_params()
-        )
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))

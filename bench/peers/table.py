@@ -27,11 +27,10 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _row(name: str, entry: dict[str, Any], workloads: list[str]) -> list[str]:
-    version = next((f" {v}" for v in entry["versions"].values() if v), "")
     cells = [_speed(entry["workloads"].get(workload), entry["error"]) for workload in workloads]
     first, peak = entry["first_token_seconds"], entry["peak_memory_bytes"]
     return [
-        name + version,
+        name,
         *cells,
         "-" if first is None else f"{first:.1f} s",
         f"{peak / 1e9:.1f} GB" if peak else "-",
@@ -59,7 +58,7 @@ def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _conditions(result: dict[str, Any]) -> str:
     machine, read, peak = result["machine"], result["read_gbps"], result["peak"]
-    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
+    versions = "; ".join(f"{name}: {_versions(entry)}" for name, entry in result["peers"].items() if entry["versions"])
     groups = "; ".join(", ".join(group) for group in result["groups"])
     read_text = f"{read['median']:.1f} ({read['low']:.1f} - {read['high']:.1f}) GB/s" if read else "not measured"
     return "\n".join(
@@ -74,6 +73,10 @@ def _conditions(result: dict[str, Any]) -> str:
             f"* {versions}",
         ]
     )
+
+
+def _versions(entry: dict[str, Any]) -> str:
+    return ", ".join(f"{package} {version}" for package, version in entry["versions"].items() if version)
 
 
 def _failure(name: str, error: str) -> str:

@@ -20,4 +20,5 @@ class Zentorch(Inductor):
     def load(self, model: Path, threads: int) -> Engine:
         import zentorch  # noqa: F401  (registers the backend)
 
-        return transformers_engine.load(model, threads, "zentorch")
+        # It lays out the weights anew in place, so that eager cannot read them any more.
+        return transformers_engine.load(model, threads, "zentorch", read_in_steps=True)
