@@ -13,14 +13,10 @@ DTYPE = "bfloat16"
 
 
 class TransformersEngine:
-    """Calls the model as `qwenopt.cli.speed` does.
+    """Calls the model as `qwenopt.cli.speed` does. Prompts of a decode are read by eager; that is not timed."""
 
-    The prompts of a decode, which are not timed, are read by eager, or, for a compiler that changes the model's weights
-    in place, in steps of one token by what it compiled for decoding.
-    """
-
-    def __init__(self, model: Any, call: Callable[..., Any], read_in_steps: bool = False) -> None:
-        self._model, self._call, self._read_in_steps = model, call, read_in_steps
+    def __init__(self, model: Any, call: Callable[..., Any]) -> None:
+        self._model, self._call = model, call
         self._caches: dict[tuple[int, int], Any] = {}
 
     def prefill(self, prompt: list[int]) -> Timing:
@@ -36,16 +32,11 @@ class TransformersEngine:
         import torch
 
         cache = self._cache(len(prompts), len(prompts[0]) + steps)
-        first = ids = self._read(torch.tensor(prompts), cache)
+        first = ids = self._run(self._model.forward, torch.tensor(prompts), cache)
         begin = time.perf_counter()
         for _ in range(steps):
             ids = self._run(self._call, ids, cache)
         return Timing(time.perf_counter() - begin, first.flatten().tolist())
-
-    def _read(self, prompts: Any, cache: Any) -> Any:
-        if not self._read_in_steps:
-            return self._run(self._model.forward, prompts, cache)
-        return [self._run(self._call, ids, cache) for ids in prompts.split(1, dim=1)][-1]
 
     def _cache(self, batch: int, length: int) -> Any:
         """An emptied cache; one for each shape, since graphs are specialised to it."""
@@ -71,7 +62,7 @@ class TransformersEngine:
         return output.logits[:, -1:].argmax(-1)
 
 
-def load(folder: Path, threads: int, backend: str, read_in_steps: bool = False) -> TransformersEngine:
+def load(folder: Path, threads: int, backend: str) -> TransformersEngine:
     """The checkpoint under one of the backends that `qwenopt.cli.speed` knows: "eager", "qwenopt" or torch's own."""
     import torch
 
@@ -79,4 +70,4 @@ def load(folder: Path, threads: int, backend: str, read_in_steps: bool = False) 
 
     torch.set_num_threads(threads)
     model = checkpoint.load(folder, DTYPE)
-    return TransformersEngine(model, speed.calls(model, (backend,))[backend], read_in_steps)
+    return TransformersEngine(model, speed.calls(model, (backend,))[backend])
