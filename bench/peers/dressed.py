@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.peers.peer import PeerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VOCABULARY = "qwen.tiktoken"
 
@@ -23,7 +27,7 @@ def dress(checkpoint: Path, root: Path) -> Path:
     return folder
 
 
-def _tokenizer() -> object:
+def _tokenizer() -> PreTrainedTokenizerBase:
     from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import TikTokenConverter
