@@ -22,6 +22,7 @@ MEMORY_SHARE = 0.9
 PROCESS_BYTES = 500e6
 # Passes over memory at the start of a round; one alone may be disturbed.
 READS = 3
+MATMUL_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ def run(settings: Settings) -> dict[str, Any]:
     requests = {name: workloads.WORKLOADS[name].request(vocab, settings.steps) for name in settings.loads}
     starts = {name: Start() for name in settings.names}
     models = _prepare(settings, starts)
-    ceilings = measure.Ceilings()
-    limits = results.Limits(ceilings.bf16_gflops(), ceilings.matmul_gflops("bfloat16", 2048))
+    probe = Probe()
     needs = {name: registry.PEERS[name].memory * cost.weight_bytes + PROCESS_BYTES for name in models}
     available = machine.memory_bytes()[1] * MEMORY_SHARE
     grouped = rounds.groups(needs, registry.OURS, available) if registry.OURS in models else []
@@ -60,9 +60,10 @@ def run(settings: Settings) -> dict[str, Any]:
         workers = _start(group, models, settings, requests, starts)
         try:
             say(f"{settings.rounds} rounds of {', '.join(workers)}")
-            rounds.run(workers, requests, indices, lambda: _read_gbps(ceilings), samples)
+            rounds.run(workers, requests, indices, probe.read_gbps, samples)
         finally:
             _stop(workers, starts)
+    limits = probe.limits()
     return {
         "command": "bench.peers",
         "size": settings.size,
@@ -79,9 +80,22 @@ def run(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _read_gbps(ceilings: measure.Ceilings) -> float:
-    """Read bandwidth now, in GB/s."""
-    return statistics.median(ceilings.read_gbps() for _ in range(READS))
+class Probe:
+    """What the machine allows: read bandwidth anew for each round, peak arithmetic as the best of all rounds."""
+
+    def __init__(self) -> None:
+        self._ceilings = measure.Ceilings()
+        self._register_gflops = self._matmul_gflops = 0.0
+
+    def read_gbps(self) -> float:
+        """Read bandwidth now, in GB/s; notes the peak as well."""
+        self._register_gflops = max(self._register_gflops, self._ceilings.bf16_gflops())
+        self._matmul_gflops = max(self._matmul_gflops, self._ceilings.matmul_gflops("bfloat16", MATMUL_SIZE))
+        return statistics.median(self._ceilings.read_gbps() for _ in range(READS))
+
+    def limits(self) -> results.Limits:
+        """The peaks of the rounds so far."""
+        return results.Limits(self._register_gflops, self._matmul_gflops)
 
 
 def say(text: str) -> None:
