@@ -82,7 +82,7 @@ struct AttentionStep {
         spans(reinterpret_cast<KeySpan*>(scratch)),
         work(scratch + split.span_bytes),
         partial(reinterpret_cast<float*>(work + threads * split.work_bytes)),
-        members(args.B * args.H * args.S * args.L * args.D <= 256 * 1024 ? 1 : threads) {}
+        members(args.B * args.H * args.S * args.L * args.D <= 32 * 1024 ? 1 : threads) {}
 
   void run(const Team& team) {
     if (members == 1 && team.id > 0) return;
