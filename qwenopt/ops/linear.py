@@ -12,14 +12,16 @@ from qwenopt import native
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
 
-# Up to this many rows the native kernel streams the weight once; beyond it oneDNN and MKL win, but for bfloat16 on a
-# host with AMX. Decided inside the provider, not at compile time, so that one graph serves every batch.
+# Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: without AMX while it streams the
+# weight once; with it, in bfloat16, much longer. Decided inside the provider, not at compile time, so that one graph
+# serves every batch.
 MAX_ROWS = 16
+MAX_TILE_ROWS = 1024
 
 
 @functools.cache
 def _tiles() -> bool:
-    """Whether bfloat16 products run in AMX tiles, which are faster than oneDNN at any number of rows."""
+    """Whether bfloat16 products run in AMX tiles."""
     return native.cpu_isa() == "amx"
 
 
@@ -58,7 +60,8 @@ def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     n, k = weight.shape
     rows = x.numel() // k if k else 0
-    if rows == 0 or (rows > MAX_ROWS and not (x.dtype == torch.bfloat16 and _tiles())):
+    most = MAX_TILE_ROWS if x.dtype == torch.bfloat16 and _tiles() else MAX_ROWS
+    if rows > most or rows == 0:
         return F.linear(x, weight, bias)
     lib, threads, dtype = cpu.lib(), cpu.threads(), cpu.code(x)
     x = cpu.as_rows(x)

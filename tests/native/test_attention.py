@@ -120,12 +120,27 @@ def test_what_is_not_visible_is_not_read(kernels, check, isa, dtype, queries):
         t[:, :, 300:] = torch.nan
     mask = torch.zeros(b, 1, queries, length, dtype=torch.bool)
     mask[..., 134:300] = True
-    clean = kernels.on(isa).attention(q, k[:, :, 128:300].nan_to_num(), v[:, :, 128:300].nan_to_num(), mask[..., 128:300])
+    clean = kernels.on(isa).attention(
+        q, k[:, :, 128:300].nan_to_num(), v[:, :, 128:300].nan_to_num(), mask[..., 128:300]
+    )
     # The first block starts at 128: its hidden keys 128..133 are read, so compare with those set to zero.
-    k[:, :, 64:134], v[:, :, 64:134] = 0, 0
+    k[:, :, 128:134], v[:, :, 128:134] = 0, 0
     out = kernels.on(isa).attention(q, k, v, mask)
     assert not out.isnan().any()
     check.same_bits(out, clean)
+
+
+@pytest.mark.parametrize("length", [130, 256])
+@pytest.mark.parametrize("d", [36, 64, 80])
+def test_nothing_past_a_row_is_read(kernels, check, isa, dtype, length, d):
+    """NaN beside each row of q, k and v: a row read too far shows."""
+    shape = (1, 4, 2, 20, length, d)
+    wide = [
+        torch.full((1, heads, rows, d + 10), torch.nan).to(dtype) for heads, rows in ((4, 20), (2, length), (2, length))
+    ]
+    for t in wide:
+        t[..., :d] = torch.randn(t[..., :d].shape).to(dtype)
+    compare(kernels.on(isa), check, shape, dtype, tensors=tuple(t[..., :d] for t in wide))
 
 
 def test_large_scores_do_not_overflow(kernels, check, isa, dtype):

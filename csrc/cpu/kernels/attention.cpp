@@ -230,8 +230,9 @@ struct Block {
 
 #if defined(QWENOPT_ISA_AMX)
   void tile_blocks() {
-    const TileAttention tiles{a,        it.b,   it.g,     it.q0,   group,     rows,    limit,     w.queries, w.keys,
-                              w.values, w.scores, w.bias, w.sums, (bf16*)w.probs, w.maximum, w.total, w.rescale, w.padded};
+    const TileAttention tiles{a,      it.b,           it.g,      it.q0,    group,     rows,
+                              limit,  w.queries,      w.keys,    w.values, w.scores,  w.bias,
+                              w.sums, (bf16*)w.probs, w.maximum, w.total,  w.rescale, w.padded};
     tiles_begin();
     tiles.pack_queries(query);
     for (int64_t j0 = it.k0, j1; j0 < it.k1; j0 = j1) {

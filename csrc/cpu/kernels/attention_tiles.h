@@ -1,6 +1,6 @@
 // One key block of attention in AMX tiles, for many rows. Scores are made transposed, keys (as they lie) times packed
-// queries, so that queries lie in the lanes: maximum, exp and sum of the softmax need no horizontal steps, and what has to
-// be transposed are the probabilities, as pairs of bfloat16 a quarter of what the keys would be.
+// queries, so that queries lie in the lanes: maximum, exp and sum of the softmax need no horizontal steps, and what has
+// to be transposed are the probabilities, as pairs of bfloat16 a quarter of what the keys would be.
 #pragma once
 
 #include "attention_mask.h"
