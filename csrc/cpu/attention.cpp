@@ -9,7 +9,7 @@ namespace qwenopt {
 namespace {
 
 // How the work is cut. Only sizes and the thread count go in, so that a run is repeatable.
-struct Plan {
+struct Split {
   int64_t queries_per_block, num_query_blocks, num_splits, num_groups;
   int64_t span_bytes, work_bytes, split_stride, partial_bytes, total_bytes;
 };
@@ -17,9 +17,9 @@ struct Plan {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-Plan make_plan(int64_t B, int64_t H, int64_t G, int64_t S, int64_t L, int64_t D, int threads) {
+Split split_work(int64_t B, int64_t H, int64_t G, int64_t S, int64_t L, int64_t D, int threads) {
   constexpr int64_t kItemsPerThread = 4, kMinSplitKeys = 256;
-  Plan p;
+  Split p;
   const int64_t group = H / G;
   const int64_t most = group >= kQueryRows ? 1 : kQueryRows / group;
   p.num_query_blocks = ceil_div(S, most);
@@ -56,45 +56,66 @@ struct Place {
   int64_t b, g, q0, q1;
 };
 
-Place place_of(const AttentionArgs& a, const Plan& p, int64_t group) {
+Place place_of(const AttentionArgs& a, const Split& p, int64_t group) {
   const int64_t block = group % p.num_query_blocks, bg = group / p.num_query_blocks;
   const int64_t q0 = block * p.queries_per_block, q1 = q0 + p.queries_per_block;
   return {bg / a.G, bg % a.G, q0, q1 < a.S ? q1 : a.S};
 }
 
-void run_attention(const AttentionArgs& args, const Plan& plan, char* scratch, int threads, int isa) {
-  const auto kernel = QWENOPT_PICK(isa, attention);
-  const auto combine = QWENOPT_PICK(isa, attention_combine);
-  KeySpan* spans = reinterpret_cast<KeySpan*>(scratch);
-  char* work = scratch + plan.span_bytes;
-  float* partial = reinterpret_cast<float*>(work + threads * plan.work_bytes);
-  const int64_t group = args.H / args.G, items = plan.num_groups * plan.num_splits;
-  std::atomic<int64_t> next{0};
-  in_team(threads, [&](const Team& team) {
+struct AttentionStep {
+  void (*kernel)(const AttentionArgs&, const AttentionItem&);
+  void (*combine)(const AttentionArgs&, const AttentionCombine&);
+  AttentionArgs args;
+  Split split;
+  KeySpan* spans;
+  char* work;
+  float* partial;
+  int members;
+  Counter counter;
+
+  // The scratch is laid out for `threads`; fewer may run.
+  AttentionStep(const AttentionArgs& args, const Split& split, char* scratch, int threads, int isa)
+      : kernel(QWENOPT_PICK(isa, attention)),
+        combine(QWENOPT_PICK(isa, attention_combine)),
+        args(args),
+        split(split),
+        spans(reinterpret_cast<KeySpan*>(scratch)),
+        work(scratch + split.span_bytes),
+        partial(reinterpret_cast<float*>(work + threads * split.work_bytes)),
+        members(args.B * args.H * args.S * args.L * args.D <= 256 * 1024 ? 1 : threads) {}
+
+  void run(const Team& team) {
+    if (members == 1 && team.id > 0) return;
     int64_t begin, end;
-    team.share(plan.num_groups, &begin, &end);
+    team.share(split.num_groups, members, &begin, &end);
+    const int64_t group = args.H / args.G, items = split.num_groups * split.num_splits;
     for (int64_t i = begin; i < end; ++i) {
-      const Place at = place_of(args, plan, i);
+      const Place at = place_of(args, split, i);
       spans[i] = visible_span(args, at.b, at.g * group, (at.g + 1) * group, at.q0, at.q1);
     }
-    team.barrier();
-    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-      // The last query block first: under a causal mask it is the longest.
-      const int64_t i = plan.num_groups - 1 - item / plan.num_splits, split = item % plan.num_splits;
-      const Place at = place_of(args, plan, i);
-      const KeySpan keys = share_of(spans[i], plan.num_splits, split);
-      float* part = plan.num_splits > 1 ? partial + (i * plan.num_splits + split) * plan.split_stride : nullptr;
-      kernel(args, {at.b, at.g, at.q0, at.q1, keys.first, keys.last, part, work + team.id * plan.work_bytes});
+    if (members > 1) team.barrier();
+    if (team.id < members) {
+      for (int64_t item; (item = counter.take()) < items;) attend(item, team);
     }
-    if (plan.num_splits == 1) return;
-    team.barrier();
+    if (split.num_splits == 1) return;
+    if (members > 1) team.barrier();
     for (int64_t i = begin; i < end; ++i) {
-      const Place at = place_of(args, plan, i);
-      combine(args, {at.b, at.g, at.q0, at.q1, plan.num_splits, partial + i * plan.num_splits * plan.split_stride,
-                     plan.split_stride});
+      const Place at = place_of(args, split, i);
+      combine(args, {at.b, at.g, at.q0, at.q1, split.num_splits, partial + i * split.num_splits * split.split_stride,
+                     split.split_stride});
     }
-  });
-}
+  }
+
+  void attend(int64_t item, const Team& team) {
+    // The last query block first: under a causal mask it is the longest.
+    const int64_t i = split.num_groups - 1 - item / split.num_splits, part = item % split.num_splits;
+    const Place at = place_of(args, split, i);
+    const KeySpan keys = share_of(spans[i], split.num_splits, part);
+    float* to = split.num_splits > 1 ? partial + (i * split.num_splits + part) * split.split_stride : nullptr;
+    kernel(args, {at.b, at.g, at.q0, at.q1, keys.first, keys.last, to, work + team.id * split.work_bytes});
+  }
+  void finish() {}
+};
 
 void check_sizes(int64_t B, int64_t H, int64_t G, int64_t S, int64_t L, int64_t D) {
   const char* op = "attention";
@@ -114,10 +135,10 @@ int64_t scratch_bytes_py(int64_t B, int64_t H, int64_t G, int64_t S, int64_t L, 
   check_common("attention_scratch_bytes", kFloat32, threads);
   check_sizes(B, H, G, S, L, D);
   if (B * S == 0) return 0;
-  return make_plan(B, H, G, S, L, D, threads).total_bytes;
+  return split_work(B, H, G, S, L, D, threads).total_bytes;
 }
 
-void attention_py(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t mask, uintptr_t q_positions, uintptr_t out,
+AttentionStep attention_step(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t mask, uintptr_t q_positions, uintptr_t out,
                   uintptr_t scratch, int64_t B, int64_t H, int64_t G, int64_t S, int64_t L, int64_t D, int64_t q_sb,
                   int64_t q_sh, int64_t q_ss, int64_t k_sb, int64_t k_sh, int64_t k_ss, int64_t v_sb, int64_t v_sh,
                   int64_t v_ss, int64_t m_sb, int64_t m_sh, int64_t m_ss, int64_t m_sl, int mask_kind, bool is_causal,
@@ -128,11 +149,12 @@ void attention_py(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t mask, uintptr
   QWENOPT_CHECK(mask_kind >= kNoMask && mask_kind <= kBf16Mask, op, ": mask_kind ", mask_kind,
                 "; it must be 0 none, 1 bool, 2 float32 or 3 bfloat16");
   isa = resolve_isa(op, isa);
-  if (B * S == 0) return;
-  check_pointer(op, "q", q);
-  check_pointer(op, "out", out);
-  check_pointer(op, "scratch", scratch);
-  if (L > 0) {
+  if (B * S > 0) {
+    check_pointer(op, "q", q);
+    check_pointer(op, "out", out);
+    check_pointer(op, "scratch", scratch);
+  }
+  if (B * S > 0 && L > 0) {
     check_pointer(op, "k", k);
     check_pointer(op, "v", v);
     if (mask_kind != kNoMask) check_pointer(op, "mask", mask);
@@ -167,17 +189,15 @@ void attention_py(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t mask, uintptr
                            is_causal,
                            float(scale),
                            dtype};
-  const Plan plan = make_plan(B, H, G, S, L, D, threads);
-  // The scratch was laid out for `threads`; fewer may still run.
-  const int team = B * H * S * L * D <= 256 * 1024 ? 1 : threads;
-  run_attention(args, plan, pointer<char>((scratch + 63) / 64 * 64), team, isa);
+  const Split split = B * S > 0 ? split_work(B, H, G, S, L, D, threads) : Split{};
+  return {args, split, pointer<char>((scratch + 63) / 64 * 64), threads, isa};
 }
 
 }  // namespace
 
 void register_attention(py::module_& m) {
-  m.def("attention", &attention_py, "out [B, S, H, D] = softmax(q k^T * scale + mask) v with grouped key/value heads",
-        Release(), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("q_positions"), py::arg("out"),
+  define_step<&attention_step>(
+      m, "attention", "out [B, S, H, D] = softmax(q k^T * scale + mask) v with grouped key/value heads", py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("q_positions"), py::arg("out"),
         py::arg("scratch"), py::arg("B"), py::arg("H"), py::arg("G"), py::arg("S"), py::arg("L"), py::arg("D"),
         py::arg("q_sb"), py::arg("q_sh"), py::arg("q_ss"), py::arg("k_sb"), py::arg("k_sh"), py::arg("k_ss"),
         py::arg("v_sb"), py::arg("v_sh"), py::arg("v_ss"), py::arg("m_sb"), py::arg("m_sh"), py::arg("m_ss"),

@@ -77,12 +77,12 @@ int64_t group_pairs(const MoeExpertsArgs& a, int32_t* pairs, ExpertRows* experts
 
 #if QWENOPT_X86
 // The rows of x of the experts that go in tiles, shared out to the team.
-void pack_experts(const MoeExpertsArgs& args, const ExpertRows* experts, int64_t hit, const Team& team) {
+void pack_experts(const MoeExpertsArgs& args, const ExpertRows* experts, int64_t hit, int members, const Team& team) {
   int64_t begin, end, tile = 0;
   for (int64_t e = 0; e < hit; ++e) {
     if (experts[e].tile >= 0) tile = experts[e].tile + (experts[e].count + 15) / 16;
   }
-  team.share(tile, &begin, &end);
+  team.share(tile, members, &begin, &end);
   for (int64_t e = 0; e < hit; ++e) {
     if (experts[e].tile < 0) continue;
     for (int64_t t = 0; t < (experts[e].count + 15) / 16; ++t) {
@@ -94,16 +94,15 @@ void pack_experts(const MoeExpertsArgs& args, const ExpertRows* experts, int64_t
 
 // A phase's work items: a run of columns of one hit expert, in the order of the weights.
 struct Phase {
-  const ExpertRows* experts;
-  int64_t num_experts, cols_per_item, num_cols, tiles;
-  const char* weights;  // of expert 0
-  int64_t expert_bytes, col_bytes;
-  std::atomic<int64_t> next{0};
+  const ExpertRows* experts = nullptr;
+  int64_t cols_per_item = 0, num_cols = 0, tiles = 0, num_experts = 0;
+  const char* weights = nullptr;  // of expert 0
+  int64_t expert_bytes = 0, col_bytes = 0;
+  Counter counter;
 
-  Phase(const ExpertRows* rows, int64_t hit, int64_t per_item, int64_t cols, const void* data, int64_t bytes,
-        int64_t stride)
+  Phase() = default;
+  Phase(const ExpertRows* rows, int64_t per_item, int64_t cols, const void* data, int64_t bytes, int64_t stride)
       : experts(rows),
-        num_experts(hit),
         cols_per_item(per_item),
         num_cols(cols),
         tiles((cols + per_item - 1) / per_item),
@@ -111,7 +110,6 @@ struct Phase {
         expert_bytes(bytes),
         col_bytes(stride) {}
 
-  int64_t take() { return next.fetch_add(1, std::memory_order_relaxed); }
   int64_t items() const { return num_experts * tiles; }
   int64_t first_col(int64_t item) const { return item % tiles * cols_per_item; }
   const void* address(int64_t item) const {
@@ -122,37 +120,75 @@ struct Phase {
   // Items go to whoever is free; each thread takes its next one early, to know what to prefetch.
   template <class Kernel>
   void work(const MoeExpertsArgs& args, Kernel kernel) {
-    for (int64_t item = take(), after; item < items(); item = after) {
-      after = take();
+    for (int64_t item = counter.take(), after; item < items(); item = after) {
+      after = counter.take();
       const int64_t c0 = first_col(item), c1 = c0 + cols_per_item < num_cols ? c0 + cols_per_item : num_cols;
       kernel(args, experts[item / tiles], c0, c1, address(after));
     }
   }
 };
 
-void run_moe_experts(const MoeExpertsArgs& args, const ExpertRows* experts, int64_t hit, int threads, int isa) {
-  const auto gate_up = QWENOPT_PICK(isa, moe_gate_up);
-  const auto down = QWENOPT_PICK(isa, moe_down);
-  const auto combine = QWENOPT_PICK(isa, moe_combine);
-  const int64_t size = dtype_bytes(args.dtype);
-  Phase first(experts, hit, kGateUpCols, args.I, args.gate_up, 2 * args.I * args.N * size, args.N * size);
-  Phase second(experts, hit, kDownCols, args.N, args.down, args.N * args.I * size, args.I * size);
-  in_team(threads, [&](const Team& team) {
+struct MoeExpertsStep {
+  MoeExpertsArgs args;
+  int32_t* pairs;
+  ExpertRows* experts;
+  int isa, members;
+  Phase first, second;
+  int64_t bad = -1;  // the pair whose id is out of range
+
+  MoeExpertsStep(const MoeExpertsArgs& args, int32_t* pairs, ExpertRows* experts, int threads, int isa)
+      : args(args),
+        pairs(pairs),
+        experts(experts),
+        isa(isa),
+        members(args.T * args.K * args.N * args.I <= 64 * 1024 ? 1 : threads) {
+    const int64_t size = dtype_bytes(args.dtype);
+    first = {experts, kGateUpCols, args.I, args.gate_up, 2 * args.I * args.N * size, args.N * size};
+    second = {experts, kDownCols, args.N, args.down, args.N * args.I * size, args.I * size};
+  }
+
+  void run(const Team& team) {
+    if (args.T == 0 || (members == 1 && team.id > 0)) return;
+    if (team.id == 0) start();
+    if (members > 1) team.barrier();
+    if (failed()) return;
 #if QWENOPT_X86
     if (args.packed_x) {
-      pack_experts(args, experts, hit, team);
-      team.barrier();
+      pack_experts(args, experts, first.num_experts, members, team);
+      if (members > 1) team.barrier();
     }
 #endif
-    first.work(args, gate_up);
-    team.barrier();
-    second.work(args, down);
-    team.barrier();
+    if (team.id < members) first.work(args, QWENOPT_PICK(isa, moe_gate_up));
+    if (members > 1) team.barrier();
+    if (team.id < members) second.work(args, QWENOPT_PICK(isa, moe_down));
+    if (members > 1) team.barrier();
     int64_t begin, end;
-    team.share(args.T, &begin, &end);
-    if (begin < end) combine(args, begin, end);
-  });
-}
+    team.share(args.T, members, &begin, &end);
+    if (begin < end) QWENOPT_PICK(isa, moe_combine)(args, begin, end);
+  }
+
+  // The ids may have been written by the step before, so they are looked at here. A wrong one stops the op before it
+  // writes anything.
+  void start() {
+    for (int64_t p = 0; p < args.T * args.K && bad < 0; ++p) {
+      if (args.indices[p] < 0 || args.indices[p] > args.E) bad = p;
+    }
+    if (bad >= 0) return;
+    const int64_t hit = group_pairs(args, pairs, experts);
+    first.num_experts = second.num_experts = hit;
+    for (int64_t e = 0, tile = 0; args.packed_x && e < hit; ++e) {
+      if (experts[e].count < kTileRows) continue;
+      experts[e].tile = tile;
+      tile += (experts[e].count + 15) / 16;
+    }
+  }
+
+  bool failed() const { return bad >= 0; }
+  void finish() {
+    QWENOPT_CHECK_RANGE(!failed(), "moe_experts: expert id ", args.indices[bad], " of ", args.E,
+                        " experts; ids must be 0..", args.E - 1, ", or ", args.E, " to skip");
+  }
+};
 
 void check_sizes(int64_t T, int64_t N, int64_t I, int64_t E, int64_t K) {
   check_size("moe_experts", "T", T);
@@ -170,31 +206,27 @@ int64_t scratch_bytes_py(int64_t T, int64_t N, int64_t I, int64_t E, int64_t K, 
   return layout(T, N, I, E, K, dtype).total;
 }
 
-void moe_experts_py(uintptr_t x, uintptr_t indices, uintptr_t weights, uintptr_t gate_up, uintptr_t down, uintptr_t out,
+MoeExpertsStep moe_experts_step(uintptr_t x, uintptr_t indices, uintptr_t weights, uintptr_t gate_up, uintptr_t down, uintptr_t out,
                     uintptr_t scratch, int64_t T, int64_t N, int64_t I, int64_t E, int64_t K, int64_t x_stride,
                     int dtype, int threads, int isa) {
   const char* op = "moe_experts";
   check_common(op, dtype, threads);
   check_sizes(T, N, I, E, K);
   isa = resolve_isa(op, isa);
-  if (T == 0) return;
-  check_pointer(op, "x", x);
-  check_pointer(op, "indices", indices);
-  check_pointer(op, "weights", weights);
-  check_pointer(op, "gate_up", gate_up);
-  check_pointer(op, "down", down);
-  check_pointer(op, "out", out);
-  check_pointer(op, "scratch", scratch);
-  const int64_t* ids = pointer<const int64_t>(indices);
-  for (int64_t p = 0; p < T * K; ++p) {
-    QWENOPT_CHECK_RANGE(ids[p] >= 0 && ids[p] <= E, op, ": expert id ", ids[p], " of ", E, " experts; ids must be 0..",
-                        E - 1, ", or ", E, " to skip");
+  if (T > 0) {
+    check_pointer(op, "x", x);
+    check_pointer(op, "indices", indices);
+    check_pointer(op, "weights", weights);
+    check_pointer(op, "gate_up", gate_up);
+    check_pointer(op, "down", down);
+    check_pointer(op, "out", out);
+    check_pointer(op, "scratch", scratch);
   }
   const Scratch s = layout(T, N, I, E, K, dtype);
   char* base = pointer<char>(scratch / 64 * 64);
   const bool tiles = in_tiles(N, I, dtype, isa);
   const MoeExpertsArgs args{pointer(x),
-                            ids,
+                            pointer<const int64_t>(indices),
                             pointer(weights),
                             pointer(gate_up),
                             pointer(down),
@@ -210,21 +242,14 @@ void moe_experts_py(uintptr_t x, uintptr_t indices, uintptr_t weights, uintptr_t
                             dtype,
                             tiles ? base + s.packed_x : nullptr,
                             tiles ? base + s.packed_hidden : nullptr};
-  ExpertRows* experts = reinterpret_cast<ExpertRows*>(base + s.experts);
-  const int64_t hit = group_pairs(args, reinterpret_cast<int32_t*>(base + s.pairs), experts);
-  for (int64_t e = 0, tile = 0; tiles && e < hit; ++e) {
-    if (experts[e].count < kTileRows) continue;
-    experts[e].tile = tile;
-    tile += (experts[e].count + 15) / 16;
-  }
-  if (T * K * N * I <= 64 * 1024) threads = 1;
-  run_moe_experts(args, experts, hit, threads, isa);
+  return {args, reinterpret_cast<int32_t*>(base + s.pairs), reinterpret_cast<ExpertRows*>(base + s.experts), threads,
+          isa};
 }
 
 }  // namespace
 
 void register_moe_experts(py::module_& m) {
-  m.def("moe_experts", &moe_experts_py, "The chosen experts' SwiGLU blocks and their weighted sum", Release(),
+  define_step<&moe_experts_step>(m, "moe_experts", "The chosen experts' SwiGLU blocks and their weighted sum",
         py::arg("x"), py::arg("indices"), py::arg("weights"), py::arg("gate_up"), py::arg("down"), py::arg("out"),
         py::arg("scratch"), py::arg("T"), py::arg("N"), py::arg("I"), py::arg("E"), py::arg("K"), py::arg("x_stride"),
         py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);

@@ -8,13 +8,11 @@
 #include "../common/check.h"
 #include "../common/cpu_isa.h"
 #include "kernels/types.h"
-#include "parallel.h"
+#include "step.h"
 
 namespace qwenopt {
 
 namespace py = pybind11;
-
-using Release = py::call_guard<py::gil_scoped_release>;
 
 template <class T = void>
 T* pointer(uintptr_t address) {

@@ -7,25 +7,26 @@
 namespace qwenopt {
 namespace {
 
-void silu_mul_py(uintptr_t gate, uintptr_t up, uintptr_t out, int64_t rows, int64_t cols, int64_t gate_stride,
+RowsStep<SiluMulArgs> silu_mul_step(uintptr_t gate, uintptr_t up, uintptr_t out, int64_t rows, int64_t cols, int64_t gate_stride,
                  int64_t up_stride, int dtype, int threads, int isa) {
   check_common("silu_mul", dtype, threads);
   check_size("silu_mul", "rows", rows);
   check_size("silu_mul", "cols", cols);
   const auto kernel = QWENOPT_PICK(resolve_isa("silu_mul", isa), silu_mul);
-  if (rows == 0 || cols == 0) return;
-  check_pointer("silu_mul", "gate", gate);
-  check_pointer("silu_mul", "up", up);
-  check_pointer("silu_mul", "out", out);
+  if (rows > 0 && cols > 0) {
+    check_pointer("silu_mul", "gate", gate);
+    check_pointer("silu_mul", "up", up);
+    check_pointer("silu_mul", "out", out);
+  }
   const SiluMulArgs args{pointer(gate), pointer(up), pointer(out), rows, cols, gate_stride, up_stride, dtype};
   // One element costs about four of a norm: the exponential and the division.
-  over_rows(rows, 4 * cols, threads, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  return {kernel, args, rows, 4 * cols, threads};
 }
 
 }  // namespace
 
 void register_silu_mul(py::module_& m) {
-  m.def("silu_mul", &silu_mul_py, "out = silu(gate) * up", Release(), py::arg("gate"), py::arg("up"), py::arg("out"),
+  define_step<&silu_mul_step>(m, "silu_mul", "out = silu(gate) * up", py::arg("gate"), py::arg("up"), py::arg("out"),
         py::arg("rows"), py::arg("cols"), py::arg("gate_stride"), py::arg("up_stride"), py::arg("dtype"),
         py::arg("threads"), py::arg("isa") = -1);
 }

@@ -7,12 +7,13 @@ in its place, so mutation keeps its order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch.fx import GraphModule, Node
 
 from qwenopt.graphs import Raised
+from qwenopt.lowering import plan
 
 # Parts of names of operations whose time is not a rounding error: any of them left unraised sends the graph to
 # Inductor under lowering="auto".
@@ -34,10 +35,11 @@ def _is_heavy(node: Node) -> bool:
     return any(part in name for part in _HEAVY) and name not in ("is_nonzero", "_convert_element_type", "convert")
 
 
-def lower(gm: GraphModule, raised: Iterable[Raised]) -> Callable[..., Any]:
+def lower(gm: GraphModule, raised: Sequence[Raised]) -> Callable[..., Any]:
     """Bind every raised op to its provider, or to its reference where none fits, and return the plan."""
     for r in raised:
         r.node.target = r.op.reference if r.provider is None else r.provider.fn
+    plan.install(gm, raised)
     gm.graph.lint()
     gm.recompile()
     return gm.forward

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
 from qwenopt.ops.rms_norm import check_norm, rms_norm
+from qwenopt.ops.steps import Array, Steps, need_contiguous
 
 
 def _check(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
@@ -32,23 +35,23 @@ def _accepts(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> str | N
     return cpu.one_dtype(x, residual, weight) or cpu.contiguous(x=x, residual=residual, weight=weight)
 
 
-@ADD_RMS_NORM.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def _operands(x: Any, residual: Any, weight: Any, out: Any, total: Any, eps: float) -> tuple[Any, ...]:
+    cols = x.shape[-1]
+    addresses = tuple(t.data_ptr() for t in (x, residual, weight, out, total))
+    return (*addresses, x.numel() // cols, cols, cols, cols, eps, cpu.code(x))
+
+
+def _record(steps: Steps, x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    need_contiguous(x=x, residual=residual)
+    out, total = steps.empty(x.shape, x.dtype), steps.empty(x.shape, x.dtype)
+    operands = _operands(x, residual, weight, out, total, eps)
+    steps.add("add_rms_norm", operands, (x, residual, weight), (out, total))
+    return out, total
+
+
+@ADD_RMS_NORM.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
 def add_rms_norm_cpu(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     x, residual = cpu.as_rows(x), cpu.as_rows(residual)
     out, total = torch.empty_like(x), torch.empty_like(x)
-    cols = x.shape[-1]
-    cpu.lib().add_rms_norm(
-        x.data_ptr(),
-        residual.data_ptr(),
-        weight.data_ptr(),
-        out.data_ptr(),
-        total.data_ptr(),
-        x.numel() // cols,
-        cols,
-        cols,
-        cols,
-        eps,
-        cpu.code(x),
-        cpu.threads(),
-    )
+    cpu.lib().add_rms_norm(*_operands(x, residual, weight, out, total, eps), cpu.threads())
     return out, total

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
+from qwenopt.ops.steps import Array, Steps
 
 # Largest head_dim of the native kernel (its accumulators live on the stack).
 MAX_HEAD_DIM = 256
+_MANY_KEYS = 1 << 30
 _MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
 
 
@@ -98,15 +102,53 @@ def _accepts(
     return cpu.one_dtype(q, k, v) or cpu.last_dim_contiguous(q=q, k=k, v=v)
 
 
-def _mask_numbers(mask: Tensor | None, shape: tuple[int, int, int, int]) -> tuple[int, tuple[int, ...], int]:
-    """Address, strides (0 where broadcast) and kind of a mask for the native call."""
-    if mask is None:
-        return 0, (0, 0, 0, 0), 0
-    strides = mask.expand(shape).stride()
-    return mask.data_ptr(), strides, _MASK_KINDS[mask.dtype]
+def _sizes(q: Any, k: Any) -> tuple[Any, ...]:
+    batch, heads, seq, dim = q.shape
+    return batch, heads, k.shape[1], seq, k.shape[2], dim
 
 
-@ATTENTION.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def _operands(
+    q: Any, k: Any, v: Any, mask: Any, q_positions: Any, out: Any, scratch: Any, is_causal: bool, scale: float
+) -> tuple[Any, ...]:
+    mask_strides, kind = (0, 0, 0, 0), 0
+    if mask is not None:
+        mask_strides = mask.expand((*q.shape[:3], k.shape[2])).stride()
+        kind = _MASK_KINDS[mask.dtype]
+    return (
+        *(0 if t is None else t.data_ptr() for t in (q, k, v, mask, q_positions, out, scratch)),
+        *_sizes(q, k),
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *mask_strides,
+        kind,
+        is_causal,
+        scale,
+        cpu.code(q),
+    )
+
+
+def _record(
+    steps: Steps,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    q_positions: Array | None,
+    is_causal: bool,
+    scale: float,
+) -> Array:
+    batch, heads, seq, dim = q.static_shape()
+    # The scratch grows with the number of keys up to a bound, so where that number is not known the bound is taken.
+    most = tuple(size if isinstance(size, int) else _MANY_KEYS for size in _sizes(q, k))
+    out = steps.empty((batch, seq, heads, dim), q.dtype)
+    scratch = steps.scratch(cpu.lib().attention_scratch_bytes(*most, steps.threads))
+    operands = _operands(q, k, v, mask, q_positions, out, scratch, is_causal, scale)
+    steps.add("attention", operands, (q, k, v, mask, q_positions), (out, scratch))
+    return out.transpose(1, 2)
+
+
+@ATTENTION.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
 def attention_cpu(
     q: Tensor,
     k: Tensor,
@@ -118,33 +160,7 @@ def attention_cpu(
 ) -> Tensor:
     lib, threads = cpu.lib(), cpu.threads()
     batch, heads, seq, dim = q.shape
-    groups, length = k.shape[1], k.shape[2]
-    address, mask_strides, kind = _mask_numbers(mask, (batch, heads, seq, length))
     out = torch.empty((batch, seq, heads, dim), dtype=q.dtype)
-    size = lib.attention_scratch_bytes(batch, heads, groups, seq, length, dim, threads)
-    scratch = torch.empty(size, dtype=torch.uint8)
-    lib.attention(
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        address,
-        0 if q_positions is None else q_positions.data_ptr(),
-        out.data_ptr(),
-        scratch.data_ptr(),
-        batch,
-        heads,
-        groups,
-        seq,
-        length,
-        dim,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        *mask_strides,
-        kind,
-        is_causal,
-        scale,
-        cpu.code(q),
-        threads,
-    )
+    scratch = torch.empty(lib.attention_scratch_bytes(*_sizes(q, k), threads), dtype=torch.uint8)
+    lib.attention(*_operands(q, k, v, mask, q_positions, out, scratch, is_causal, scale), threads)
     return out.transpose(1, 2)

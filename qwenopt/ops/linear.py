@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from qwenopt import native
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
+from qwenopt.ops.steps import Array, NotPlanned, Steps, need_contiguous
 
 # Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: without AMX while it streams the
 # weight once; with it, in bfloat16, much longer. Decided inside the provider, not at compile time, so that one graph
@@ -56,30 +58,38 @@ def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return cpu.one_dtype(x, weight, bias) or cpu.last_dim_contiguous(weight=weight)
 
 
-@LINEAR.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def _on_kernel(rows: int, dtype: torch.dtype) -> bool:
+    """Whether a product of that many rows goes to the native kernel."""
+    return 0 < rows <= (MAX_TILE_ROWS if dtype == torch.bfloat16 and _tiles() else MAX_ROWS)
+
+
+def _operands(x: Any, weight: Any, bias: Any, out: Any, scratch: Any) -> tuple[Any, ...]:
+    n, k = weight.shape
+    addresses = (0 if t is None else t.data_ptr() for t in (x, weight, bias, out, scratch))
+    return (*addresses, x.numel() // k, n, k, k, weight.stride(0), n, cpu.code(x))
+
+
+def _record(steps: Steps, x: Array, weight: Array, bias: Array | None) -> Array:
+    n, k = weight.static_shape()
+    rows = x.numel() // k if k else 0
+    if not _on_kernel(rows, x.dtype):
+        raise NotPlanned(f"linear of {rows} rows (kernel: 1..{MAX_ROWS}, bfloat16 with AMX 1..{MAX_TILE_ROWS})")
+    need_contiguous(x=x)
+    scratch = steps.scratch(cpu.lib().linear_scratch_bytes(rows, n, k, cpu.code(x), steps.threads))
+    out = steps.empty((*x.shape[:-1], n), x.dtype)
+    steps.add("linear", _operands(x, weight, bias, out, scratch), (x, weight, bias), (out, scratch))
+    return out
+
+
+@LINEAR.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
 def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     n, k = weight.shape
     rows = x.numel() // k if k else 0
-    most = MAX_TILE_ROWS if x.dtype == torch.bfloat16 and _tiles() else MAX_ROWS
-    if rows > most or rows == 0:
+    if not _on_kernel(rows, x.dtype):
         return F.linear(x, weight, bias)
-    lib, threads, dtype = cpu.lib(), cpu.threads(), cpu.code(x)
+    lib, threads = cpu.lib(), cpu.threads()
     x = cpu.as_rows(x)
-    scratch = torch.empty(lib.linear_scratch_bytes(rows, n, k, dtype, threads), dtype=torch.uint8)
+    scratch = torch.empty(lib.linear_scratch_bytes(rows, n, k, cpu.code(x), threads), dtype=torch.uint8)
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
-    lib.linear(
-        x.data_ptr(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        scratch.data_ptr(),
-        rows,
-        n,
-        k,
-        k,
-        weight.stride(0),
-        n,
-        dtype,
-        threads,
-    )
+    lib.linear(*_operands(x, weight, bias, out, scratch), threads)
     return out

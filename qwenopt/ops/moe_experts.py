@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,6 +12,7 @@ from torch.nn import functional as F
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
 from qwenopt.ops.silu_mul import silu_mul
+from qwenopt.ops.steps import Array, Steps, need_contiguous
 
 
 def _check_shapes(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> None:
@@ -68,31 +72,35 @@ def _accepts(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, 
     )
 
 
-@MOE_EXPERTS.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def _sizes(indices: Any, down_proj: Any) -> tuple[int, ...]:
+    tokens, top_k = indices.shape
+    experts, hidden, inter = down_proj.shape
+    return tokens, hidden, inter, experts, top_k
+
+
+def _operands(tensors: Sequence[Any], out: Any, scratch: Any) -> tuple[Any, ...]:
+    x, indices, _, _, down_proj = tensors
+    addresses = tuple(t.data_ptr() for t in (*tensors, out, scratch))
+    return (*addresses, *_sizes(indices, down_proj), x.shape[1], cpu.code(x))
+
+
+def _record(
+    steps: Steps, x: Array, indices: Array, weights: Array, gate_up_proj: Array, down_proj: Array
+) -> Array:
+    need_contiguous(x=x, indices=indices, weights=weights)
+    indices.static_shape()
+    size = cpu.lib().moe_experts_scratch_bytes(*_sizes(indices, down_proj), cpu.code(x), steps.threads)
+    out, scratch = steps.empty(x.shape, x.dtype), steps.scratch(size)
+    tensors = (x, indices, weights, gate_up_proj, down_proj)
+    steps.add("moe_experts", _operands(tensors, out, scratch), tensors, (out, scratch))
+    return out
+
+
+@MOE_EXPERTS.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
 def moe_experts_cpu(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
-    lib, threads, dtype = cpu.lib(), cpu.threads(), cpu.code(x)
-    x, indices, weights = cpu.as_rows(x), cpu.as_rows(indices), cpu.as_rows(weights)
-    tokens, hidden = x.shape
-    experts, _, inter = down_proj.shape
-    top_k = indices.shape[1]
-    size = lib.moe_experts_scratch_bytes(tokens, hidden, inter, experts, top_k, dtype, threads)
-    scratch = torch.empty(size, dtype=torch.uint8)
-    out = torch.empty_like(x)
-    lib.moe_experts(
-        x.data_ptr(),
-        indices.data_ptr(),
-        weights.data_ptr(),
-        gate_up_proj.data_ptr(),
-        down_proj.data_ptr(),
-        out.data_ptr(),
-        scratch.data_ptr(),
-        tokens,
-        hidden,
-        inter,
-        experts,
-        top_k,
-        hidden,
-        dtype,
-        threads,
-    )
+    lib, threads = cpu.lib(), cpu.threads()
+    tensors = (cpu.as_rows(x), cpu.as_rows(indices), cpu.as_rows(weights), gate_up_proj, down_proj)
+    size = lib.moe_experts_scratch_bytes(*_sizes(indices, down_proj), cpu.code(x), threads)
+    out, scratch = torch.empty_like(tensors[0]), torch.empty(size, dtype=torch.uint8)
+    lib.moe_experts(*_operands(tensors, out, scratch), threads)
     return out

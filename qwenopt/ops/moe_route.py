@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
+from qwenopt.ops.steps import Array, Steps, need_contiguous
 
 
 def _check(logits: Tensor, top_k: int, norm_topk_prob: bool) -> None:
@@ -37,22 +40,24 @@ def _accepts(logits: Tensor, top_k: int, norm_topk_prob: bool) -> str | None:
     return cpu.one_dtype(logits) or cpu.contiguous(logits=logits)
 
 
-@MOE_ROUTE.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def _operands(logits: Any, weights: Any, indices: Any, norm_topk_prob: bool) -> tuple[Any, ...]:
+    tokens, experts = logits.shape
+    addresses = (logits.data_ptr(), weights.data_ptr(), indices.data_ptr())
+    return (*addresses, tokens, experts, weights.shape[1], experts, norm_topk_prob, cpu.code(logits))
+
+
+def _record(steps: Steps, logits: Array, top_k: int, norm_topk_prob: bool) -> tuple[Array, Array]:
+    need_contiguous(logits=logits)
+    shape = (logits.static_shape()[0], top_k)
+    weights, indices = steps.empty(shape, logits.dtype), steps.empty(shape, torch.int64)
+    steps.add("moe_route", _operands(logits, weights, indices, norm_topk_prob), (logits,), (weights, indices))
+    return weights, indices
+
+
+@MOE_ROUTE.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
 def moe_route_cpu(logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
     logits = cpu.as_rows(logits)
-    tokens, experts = logits.shape
-    weights = logits.new_empty((tokens, top_k))
-    indices = torch.empty((tokens, top_k), dtype=torch.int64)
-    cpu.lib().moe_route(
-        logits.data_ptr(),
-        weights.data_ptr(),
-        indices.data_ptr(),
-        tokens,
-        experts,
-        top_k,
-        experts,
-        norm_topk_prob,
-        cpu.code(logits),
-        cpu.threads(),
-    )
+    weights = logits.new_empty((logits.shape[0], top_k))
+    indices = torch.empty((logits.shape[0], top_k), dtype=torch.int64)
+    cpu.lib().moe_route(*_operands(logits, weights, indices, norm_topk_prob), cpu.threads())
     return weights, indices

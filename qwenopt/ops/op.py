@@ -26,7 +26,8 @@ class Provider:
     """A kernel for an op on one device type.
 
     `available()` says why the machine cannot run it (None: it can), `accepts(*args)` why these arguments do not fit
-    (None: they do; the arguments may be fake tensors).
+    (None: they do; the arguments may be fake tensors). `record(steps, *args)` records the call for a plan instead of
+    making it, on arrays instead of tensors (`qwenopt.ops.steps`); None where the kernel has no place in a plan.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Provider:
     available: Callable[[], str | None]
     accepts: Callable[..., str | None]
     overload: Any
+    record: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Op:
         *,
         available: Callable[[], str | None],
         accepts: Callable[..., str | None],
+        record: Callable[..., Any] | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function as a kernel; registration order is preference."""
 
@@ -88,7 +91,7 @@ class Op:
                     f"{self.name}.{name}: the provider takes {inspect.signature(fn)}, the reference {self.signature}"
                 )
             overload = self._define(name, self._checked(fn), device.upper())
-            self.providers.append(Provider(name, device, fn, available, accepts, overload))
+            self.providers.append(Provider(name, device, fn, available, accepts, overload, record))
             return fn
 
         return register

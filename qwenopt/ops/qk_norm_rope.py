@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
 from qwenopt.ops.rms_norm import check_norm, rms_norm
+from qwenopt.ops.steps import Array, Steps, need_contiguous
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -59,28 +63,15 @@ def _accepts(
     )
 
 
-@QK_NORM_ROPE.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
-def qk_norm_rope_cpu(
-    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def _operands(tensors: Sequence[Any], q_out: Any, k_out: Any, eps: float) -> tuple[Any, ...]:
+    q, k, _, _, cos, _ = tensors
     batch, seq, heads, dim = q.shape
-    groups = k.shape[2]
-    cos, sin = cpu.as_rows(cos), cpu.as_rows(sin)
-    q_out = torch.empty((batch, seq, heads, dim), dtype=q.dtype)
-    k_out = torch.empty((batch, seq, groups, dim), dtype=q.dtype)
-    cpu.lib().qk_norm_rope(
-        q.data_ptr(),
-        k.data_ptr(),
-        q_weight.data_ptr(),
-        k_weight.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
-        q_out.data_ptr(),
-        k_out.data_ptr(),
+    return (
+        *(t.data_ptr() for t in (*tensors, q_out, k_out)),
         batch,
         seq,
         heads,
-        groups,
+        k.shape[2],
         dim,
         *q.stride()[:3],
         *k.stride()[:3],
@@ -88,6 +79,24 @@ def qk_norm_rope_cpu(
         cos.stride(1),
         eps,
         cpu.code(q),
-        cpu.threads(),
     )
+
+
+def _record(
+    steps: Steps, q: Array, k: Array, q_weight: Array, k_weight: Array, cos: Array, sin: Array, eps: float
+) -> tuple[Array, Array]:
+    need_contiguous(cos=cos, sin=sin)
+    tensors = (q, k, q_weight, k_weight, cos, sin)
+    q_out, k_out = steps.empty(q.static_shape(), q.dtype), steps.empty(k.static_shape(), q.dtype)
+    steps.add("qk_norm_rope", _operands(tensors, q_out, k_out, eps), tensors, (q_out, k_out))
+    return q_out.transpose(1, 2), k_out.transpose(1, 2)
+
+
+@QK_NORM_ROPE.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
+def qk_norm_rope_cpu(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    q_out, k_out = torch.empty(q.shape, dtype=q.dtype), torch.empty(k.shape, dtype=q.dtype)
+    tensors = (q, k, q_weight, k_weight, cpu.as_rows(cos), cpu.as_rows(sin))
+    cpu.lib().qk_norm_rope(*_operands(tensors, q_out, k_out, eps), cpu.threads())
     return q_out.transpose(1, 2), k_out.transpose(1, 2)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
+from qwenopt.ops.steps import Array, Steps, need_contiguous
 
 
 def check_norm(op: str, x: Tensor, weight: Tensor) -> None:
@@ -42,12 +45,22 @@ def _accepts(x: Tensor, weight: Tensor, eps: float) -> str | None:
     return cpu.one_dtype(x, weight) or cpu.contiguous(x=x, weight=weight)
 
 
-@RMS_NORM.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def _operands(x: Any, weight: Any, out: Any, eps: float) -> tuple[Any, ...]:
+    cols = x.shape[-1]
+    addresses = (x.data_ptr(), weight.data_ptr(), out.data_ptr())
+    return (*addresses, x.numel() // cols, cols, cols, eps, cpu.code(x))
+
+
+def _record(steps: Steps, x: Array, weight: Array, eps: float) -> Array:
+    need_contiguous(x=x)
+    out = steps.empty(x.shape, x.dtype)
+    steps.add("rms_norm", _operands(x, weight, out, eps), (x, weight), (out,))
+    return out
+
+
+@RMS_NORM.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
 def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x = cpu.as_rows(x)
     out = torch.empty_like(x)
-    cols = x.shape[-1]
-    cpu.lib().rms_norm(
-        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // cols, cols, cols, eps, cpu.code(x), cpu.threads()
-    )
+    cpu.lib().rms_norm(*_operands(x, weight, out, eps), cpu.threads())
     return out

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
+from qwenopt.ops.steps import Array, Steps, need_contiguous
 
 
 def _check(gate: Tensor, up: Tensor) -> None:
@@ -30,20 +33,22 @@ def _accepts(gate: Tensor, up: Tensor) -> str | None:
     return cpu.one_dtype(gate, up) or cpu.contiguous(gate=gate, up=up)
 
 
-@SILU_MUL.provider("cpu", "cpu", available=cpu.available, accepts=_accepts)
+def _operands(gate: Any, up: Any, out: Any) -> tuple[Any, ...]:
+    cols = gate.shape[-1] if gate.numel() and gate.dim() else 1
+    addresses = (gate.data_ptr(), up.data_ptr(), out.data_ptr())
+    return (*addresses, gate.numel() // cols, cols, cols, cols, cpu.code(gate))
+
+
+def _record(steps: Steps, gate: Array, up: Array) -> Array:
+    need_contiguous(gate=gate, up=up)
+    out = steps.empty(gate.shape, gate.dtype)
+    steps.add("silu_mul", _operands(gate, up, out), (gate, up), (out,))
+    return out
+
+
+@SILU_MUL.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
 def silu_mul_cpu(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = cpu.as_rows(gate), cpu.as_rows(up)
     out = torch.empty_like(gate)
-    cols = gate.shape[-1] if gate.numel() and gate.dim() else 1
-    cpu.lib().silu_mul(
-        gate.data_ptr(),
-        up.data_ptr(),
-        out.data_ptr(),
-        gate.numel() // cols,
-        cols,
-        cols,
-        cols,
-        cpu.code(gate),
-        cpu.threads(),
-    )
+    cpu.lib().silu_mul(*_operands(gate, up, out), cpu.threads())
     return out

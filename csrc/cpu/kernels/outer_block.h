@@ -41,31 +41,42 @@ struct Outer<bf16> {
 };
 #endif
 
+// Steps summed from zero before they are added to c: a long sum in one accumulator loses digits (fp32 attention of
+// head_dim 192 was 2.6 times as far from the truth as eager).
+constexpr int64_t kOuterSteps = 64;
+
 template <class C, int MR, int NV>
 static inline void outer_tile(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int64_t steps, float* c,
                               int64_t ldc, const float* scale) {
   using O = Outer<C>;
-  F acc[MR][NV];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) acc[i][j] = scale ? mul(load(c + i * ldc + j * W), set1(scale[i])) : zero();
-  }
-  for (int64_t s = 0; s < steps; ++s) {
-    typename O::X bv[NV];
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) bv[j] = O::load_b(b + s * ldb + j * W);
+  for (int64_t s0 = 0; s0 < steps; s0 += kOuterSteps) {
+    const int64_t s1 = steps - s0 < kOuterSteps ? steps : s0 + kOuterSteps;
+    F acc[MR][NV];
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
-      const typename O::X av = O::spread(a + i * lda + s);
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) acc[i][j] = O::step(acc[i][j], av, bv[j]);
+      for (int j = 0; j < NV; ++j) acc[i][j] = zero();
     }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
+    for (int64_t s = s0; s < s1; ++s) {
+      typename O::X bv[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) store(c + i * ldc + j * W, acc[i][j]);
+      for (int j = 0; j < NV; ++j) bv[j] = O::load_b(b + s * ldb + j * W);
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) {
+        const typename O::X av = O::spread(a + i * lda + s);
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) acc[i][j] = O::step(acc[i][j], av, bv[j]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      const F before = set1(s0 > 0 ? 1.0f : scale ? scale[i] : 0.0f);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) {
+        float* to = c + i * ldc + j * W;
+        store(to, s0 > 0 || scale ? fma(load(to), before, acc[i][j]) : acc[i][j]);
+      }
+    }
   }
 }
 

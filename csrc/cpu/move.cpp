@@ -1,0 +1,117 @@
+// What a decode step does beside its ops: rows into a cache, positions, counters. Steps of a plan, serial or nearly so.
+#include <cstring>
+
+#include "op_common.h"
+#include "ops.h"
+
+namespace qwenopt {
+namespace {
+
+// to[b, g, at(s)] = from[b, g, s], rows of row_bytes; at(s) is positions[s], or first + s without positions.
+struct MoveRowsStep {
+  char* to;
+  const char* from;
+  const int64_t* positions;
+  int64_t first, B, G, S, L, row_bytes;
+  int64_t to_sb, to_sg, to_ss, from_sb, from_sg, from_ss;  // strides in bytes
+  int members;
+  int64_t bad = -1;  // the row without a place
+
+  int64_t at(int64_t s) const { return positions ? positions[s] : first + s; }
+  bool fits(int64_t s) const { return at(s) >= 0 && at(s) < L; }
+
+  void run(const Team& team) {
+    // Every member looks at all places, so that nothing is written when one of them is wrong; one keeps the result.
+    int64_t wrong = -1;
+    for (int64_t s = 0; s < S && wrong < 0; ++s) {
+      if (!fits(s)) wrong = s;
+    }
+    if (team.id == 0) bad = wrong;
+    if (wrong >= 0) return;
+    int64_t begin, end;
+    team.share(B * G, members, &begin, &end);
+    for (int64_t bg = begin; bg < end; ++bg) {
+      char* to_head = to + bg / G * to_sb + bg % G * to_sg;
+      const char* from_head = from + bg / G * from_sb + bg % G * from_sg;
+      for (int64_t s = 0; s < S; ++s) std::memcpy(to_head + at(s) * to_ss, from_head + s * from_ss, size_t(row_bytes));
+    }
+  }
+
+  bool failed() const { return bad >= 0; }
+  void finish() {
+    QWENOPT_CHECK_RANGE(!failed(), "move_rows: row ", bad, " goes to position ", at(bad), " of a cache of ", L,
+                        "; positions must be 0..", L - 1, ": make the cache longer");
+  }
+};
+
+MoveRowsStep move_rows_step(uintptr_t to, uintptr_t from, uintptr_t positions, int64_t first, int64_t B, int64_t G,
+                            int64_t S, int64_t L, int64_t row_bytes, int64_t to_sb, int64_t to_sg, int64_t to_ss,
+                            int64_t from_sb, int64_t from_sg, int64_t from_ss, int threads, int isa) {
+  constexpr int64_t kSerialBytes = 64 << 10;
+  (void)isa;
+  for (int64_t size : {B, G, S, L, row_bytes}) check_size("move_rows", "a size", size);
+  if (B * G * S > 0) {
+    check_pointer("move_rows", "to", to);
+    check_pointer("move_rows", "from", from);
+  }
+  const int members = B * G * S * row_bytes <= kSerialBytes ? 1 : threads;
+  return {pointer<char>(to), pointer<const char>(from), pointer<const int64_t>(positions),
+          first,  B, G, S, L, row_bytes, to_sb, to_sg, to_ss, from_sb, from_sg, from_ss, members};
+}
+
+// out[i] = i + (base ? *base : 0)
+struct CountFromStep {
+  int64_t* out;
+  const int64_t* base;
+  int64_t count;
+  int members = 1;
+
+  void run(const Team& team) {
+    if (team.id > 0) return;
+    for (int64_t i = 0; i < count; ++i) out[i] = i + (base ? *base : 0);
+  }
+  void finish() {}
+};
+
+CountFromStep count_from_step(uintptr_t out, uintptr_t base, int64_t count, int threads, int isa) {
+  (void)threads, (void)isa;
+  check_size("count_from", "count", count);
+  if (count > 0) check_pointer("count_from", "out", out);
+  return {pointer<int64_t>(out), pointer<const int64_t>(base), count};
+}
+
+// at[i] += value
+struct AdvanceStep {
+  int64_t* at;
+  int64_t count, value;
+  int members = 1;
+
+  void run(const Team& team) {
+    if (team.id > 0) return;
+    for (int64_t i = 0; i < count; ++i) at[i] += value;
+  }
+  void finish() {}
+};
+
+AdvanceStep advance_step(uintptr_t at, int64_t count, int64_t value, int threads, int isa) {
+  (void)threads, (void)isa;
+  check_size("advance", "count", count);
+  if (count > 0) check_pointer("advance", "at", at);
+  return {pointer<int64_t>(at), count, value};
+}
+
+}  // namespace
+
+void register_move(py::module_& m) {
+  define_step<&move_rows_step>(m, "move_rows", "to[b, g, position of s] = from[b, g, s]", py::arg("to"), py::arg("source"),
+                               py::arg("positions"), py::arg("first"), py::arg("B"), py::arg("G"), py::arg("S"),
+                               py::arg("L"), py::arg("row_bytes"), py::arg("to_sb"), py::arg("to_sg"), py::arg("to_ss"),
+                               py::arg("from_sb"), py::arg("from_sg"), py::arg("from_ss"), py::arg("threads"),
+                               py::arg("isa") = -1);
+  define_step<&count_from_step>(m, "count_from", "out[i] = base + i", py::arg("out"), py::arg("base"), py::arg("count"),
+                                py::arg("threads"), py::arg("isa") = -1);
+  define_step<&advance_step>(m, "advance", "at[i] += value", py::arg("at"), py::arg("count"), py::arg("value"),
+                             py::arg("threads"), py::arg("isa") = -1);
+}
+
+}  // namespace qwenopt

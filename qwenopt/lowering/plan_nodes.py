@@ -1,0 +1,120 @@
+"""one FX node  ->  steps of a plan, or a view: what the nodes between the raised ops become"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from qwenopt.ops.steps import Address, Array, NotPlanned, Steps
+
+# Methods and functions that may return a view of their first argument; whether one did is seen on a meta tensor.
+_VIEWS = frozenset(
+    {"view", "reshape", "transpose", "permute", "contiguous", "unsqueeze", "squeeze", "flatten", "unflatten", "getitem"}
+)
+
+
+@dataclass(frozen=True)
+class Count:
+    """`torch.arange(length)`: not in memory until it is added to something."""
+
+    length: int
+
+
+def record(steps: Steps, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Record what `node` does to `args` (arrays, tuples of them, numbers); raises NotPlanned for an unknown one."""
+    name = getattr(node.target, "__name__", node.target)
+    if name == "getitem" and isinstance(args[0], tuple):
+        return operator.getitem(*args)
+    if name in _VIEWS and isinstance(args[0], Array):
+        return _view(node, args, kwargs)
+    handler = _HANDLERS.get(str(name))
+    if handler is None:
+        raise NotPlanned(f"no step for {name}")
+    try:
+        bound = inspect.signature(handler).bind(steps, *args, **kwargs)
+    except TypeError as error:
+        raise NotPlanned(f"{name}: {error}") from error
+    return handler(*bound.args, **bound.kwargs)
+
+
+def _view(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array:
+    x: Array = args[0]
+    if len(node.all_input_nodes) > 1:
+        raise NotPlanned(f"{node.target} by the values of a tensor")
+    if not all(isinstance(size, int) for size in x.strides):
+        raise NotPlanned("a view of a tensor whose strides are only known at run time")
+    meta = torch.empty_strided(x.static_shape(), x.strides, dtype=x.dtype, device="meta")
+    call: Callable[..., Any] = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target  # type: ignore[arg-type,assignment]
+    out = call(meta, *args[1:], **kwargs)
+    if out.untyped_storage()._cdata != meta.untyped_storage()._cdata or out.dtype != x.dtype:
+        raise NotPlanned(f"{node.target} makes a copy")
+    return Array(x.buffer, tuple(out.shape), tuple(out.stride()), x.dtype, x.offset + out.storage_offset())
+
+
+def _arange(steps: Steps, length: Any, *, device: Any = None) -> Count:
+    if not isinstance(length, int) or torch.device(device or "cpu").type != "cpu":
+        raise NotPlanned("an arange of another length or device")
+    return Count(length)
+
+
+def _add(steps: Steps, a: Any, b: Any) -> Array:
+    if isinstance(b, Count):
+        a, b = b, a
+    if not (isinstance(a, Count) and isinstance(b, Array) and b.dtype == torch.int64 and b.numel() == 1):
+        raise NotPlanned("a sum that is not arange + one position")
+    out = steps.empty((a.length,), torch.int64)
+    steps.add("count_from", (out.data_ptr(), b.data_ptr(), a.length), (b,), (out,), serial=True)
+    return out
+
+
+def _advance(steps: Steps, x: Any, value: Any) -> Array:
+    if not (isinstance(x, Array) and isinstance(value, int) and x.dtype == torch.int64 and x.is_contiguous()):
+        raise NotPlanned("add_ to something else than a counter")
+    steps.add("advance", (x.data_ptr(), x.numel(), value), (x,), (x,), serial=True)
+    return x
+
+
+def _index_copy(steps: Steps, x: Any, dim: Any, index: Any, source: Any) -> Array:
+    ok = isinstance(x, Array) and isinstance(index, Array) and isinstance(source, Array)
+    if not (ok and x.dim() == 4 and dim in (2, -2) and index.dtype == torch.int64 and index.is_contiguous()):
+        raise NotPlanned("index_copy_ along another dimension than that of the keys")
+    _move_rows(steps, x, source, positions=index)
+    return x
+
+
+def _cat(steps: Steps, tensors: Any, dim: Any = 0) -> Array:
+    ok = len(tensors) == 2 and all(isinstance(t, Array) and t.dim() == 4 for t in tensors) and dim in (2, -2)
+    if not (ok and tensors[0].dtype == tensors[1].dtype):
+        raise NotPlanned("cat of other tensors than cached and new keys")
+    past, new = tensors
+    out = steps.empty((*past.shape[:2], past.shape[2] + new.shape[2], past.shape[3]), past.dtype)
+    _move_rows(steps, out, past, first=0)
+    _move_rows(steps, out, new, first=past.shape[2])
+    return out
+
+
+def _move_rows(steps: Steps, to: Array, source: Array, *, positions: Array | None = None, first: Any = 0) -> None:
+    batch, groups, seq, dim = source.shape
+    same = to.shape[:2] == source.shape[:2] and to.shape[3] == dim and to.dtype == source.dtype
+    if not same or (dim != 1 and (to.stride(3) != 1 or source.stride(3) != 1)):
+        raise NotPlanned("rows of another shape, dtype or layout than the cache's")
+    size = to.dtype.itemsize
+    addresses: tuple[Address | int, ...] = (to.data_ptr(), source.data_ptr(), positions.data_ptr() if positions else 0)
+    strides = tuple(stride * size for stride in (*to.strides[:3], *source.strides[:3]))
+    operands = (*addresses, first, batch, groups, seq, to.shape[2], dim * size, *strides)
+    steps.add("move_rows", operands, (source, positions), (to,))
+
+
+_HANDLERS: dict[str, Callable[..., Any]] = {
+    "arange": _arange,
+    "add": _add,
+    "add_": _advance,
+    "index_copy_": _index_copy,
+    "cat": _cat,
+}
