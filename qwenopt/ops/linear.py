@@ -14,14 +14,16 @@ from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps, need_contiguous
 
-# Up to this many rows the native kernel streams the weight once; beyond it oneDNN and MKL win, but for bfloat16 on a
-# host with AMX. Decided inside the provider, not at compile time, so that one graph serves every batch.
+# Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: without AMX while it streams the
+# weight once; with it, in bfloat16, much longer. Decided inside the provider, not at compile time, so that one graph
+# serves every batch.
 MAX_ROWS = 16
+MAX_TILE_ROWS = 1024
 
 
 @functools.cache
 def _tiles() -> bool:
-    """Whether bfloat16 products run in AMX tiles, which are faster than oneDNN at any number of rows."""
+    """Whether bfloat16 products run in AMX tiles."""
     return native.cpu_isa() == "amx"
 
 
@@ -57,8 +59,8 @@ def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 
 def _on_kernel(rows: int, dtype: torch.dtype) -> bool:
-    """Whether a product of that many rows goes to the native kernel: any number in tiles, else few."""
-    return 0 < rows <= MAX_ROWS or (rows > 0 and dtype == torch.bfloat16 and _tiles())
+    """Whether a product of that many rows goes to the native kernel."""
+    return 0 < rows <= (MAX_TILE_ROWS if dtype == torch.bfloat16 and _tiles() else MAX_ROWS)
 
 
 def _operands(x: Any, weight: Any, bias: Any, out: Any, scratch: Any) -> tuple[Any, ...]:
@@ -71,7 +73,7 @@ def _record(steps: Steps, x: Array, weight: Array, bias: Array | None) -> Array:
     n, k = weight.static_shape()
     rows = x.numel() // k if k else 0
     if not _on_kernel(rows, x.dtype):
-        raise NotPlanned(f"linear of {rows} rows (kernel: 1..{MAX_ROWS})")
+        raise NotPlanned(f"linear of {rows} rows (kernel: 1..{MAX_ROWS}, bfloat16 with AMX 1..{MAX_TILE_ROWS})")
     need_contiguous(x=x)
     scratch = steps.scratch(cpu.lib().linear_scratch_bytes(rows, n, k, cpu.code(x), steps.threads))
     out = steps.empty((*x.shape[:-1], n), x.dtype)

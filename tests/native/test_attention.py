@@ -7,7 +7,7 @@ import torch
 SHAPES = [
     (1, 2, 2, 1, 1, 2), (1, 4, 4, 3, 10, 32), (2, 16, 8, 1, 300, 128), (1, 8, 4, 70, 70, 64), (2, 4, 1, 5, 63, 64),
     (1, 5, 1, 3, 130, 80), (1, 10, 2, 20, 65, 36), (1, 8, 1, 1, 1100, 128), (2, 16, 1, 9, 65, 64),
-    (1, 16, 1, 1, 64, 256), (1, 2, 1, 40, 129, 250), (3, 2, 2, 1, 1025, 16),
+    (1, 16, 1, 1, 64, 256), (1, 2, 1, 40, 129, 250), (1, 6, 2, 50, 300, 128), (3, 2, 2, 1, 1025, 16),
 ]  # fmt: skip
 
 
@@ -116,16 +116,31 @@ def test_what_is_not_visible_is_not_read(kernels, check, isa, dtype, queries):
     b, h, g, length, d = 2, 8, 2, 700, 32
     q, k, v = (check.randn(b, n, t, d, dtype=dtype) for n, t in ((h, queries), (g, length), (g, length)))
     for t in (k, v):
-        t[:, :, :70] = torch.nan
+        t[:, :, :134] = torch.nan
         t[:, :, 300:] = torch.nan
     mask = torch.zeros(b, 1, queries, length, dtype=torch.bool)
-    mask[..., 70:300] = True
-    clean = kernels.on(isa).attention(q, k[:, :, 64:300].nan_to_num(), v[:, :, 64:300].nan_to_num(), mask[..., 64:300])
-    # The first block starts at 64: its hidden keys 64..69 are read, so compare with those set to zero.
-    k[:, :, 64:70], v[:, :, 64:70] = 0, 0
+    mask[..., 134:300] = True
+    clean = kernels.on(isa).attention(
+        q, k[:, :, 128:300].nan_to_num(), v[:, :, 128:300].nan_to_num(), mask[..., 128:300]
+    )
+    # The first block starts at 128: its hidden keys 128..133 are read, so compare with those set to zero.
+    k[:, :, 128:134], v[:, :, 128:134] = 0, 0
     out = kernels.on(isa).attention(q, k, v, mask)
     assert not out.isnan().any()
     check.same_bits(out, clean)
+
+
+@pytest.mark.parametrize("length", [130, 256])
+@pytest.mark.parametrize("d", [36, 64, 80])
+def test_nothing_past_a_row_is_read(kernels, check, isa, dtype, length, d):
+    """NaN beside each row of q, k and v: a row read too far shows."""
+    shape = (1, 4, 2, 20, length, d)
+    wide = [
+        torch.full((1, heads, rows, d + 10), torch.nan).to(dtype) for heads, rows in ((4, 20), (2, length), (2, length))
+    ]
+    for t in wide:
+        t[..., :d] = torch.randn(t[..., :d].shape).to(dtype)
+    compare(kernels.on(isa), check, shape, dtype, tensors=tuple(t[..., :d] for t in wide))
 
 
 def test_large_scores_do_not_overflow(kernels, check, isa, dtype):

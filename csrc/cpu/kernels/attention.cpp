@@ -3,6 +3,9 @@
 #include "attention_mask.h"
 #include "attention_pack.h"
 #include "dot_block.h"
+#if defined(QWENOPT_ISA_AMX)
+#include "attention_tiles.h"
+#endif
 
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
@@ -143,6 +146,11 @@ void add_values_rows(int rows, const float* probs, const T* values, int64_t stri
 // One work item: all heads of a group, queries q0..q1, keys k0..k1.
 template <class T>
 struct Block {
+#if defined(QWENOPT_ISA_AMX)
+  static constexpr bool kInTiles = sizeof(T) == 2;
+#else
+  static constexpr bool kInTiles = false;
+#endif
   const AttentionArgs& a;
   const AttentionItem& it;
   Work<T> w;
@@ -165,7 +173,7 @@ struct Block {
       const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
       query[i] = (const T*)a.q + it.b * a.q_sb + h * a.q_sh + s * a.q_ss;
       limit[i] = key_limit(a, s);
-      if (packed()) pack_query(query[i], a.D, w.queries + i * w.padded);
+      if (packed() && !kInTiles) pack_query(query[i], a.D, w.queries + i * w.padded);
       w.maximum[i] = kMinusInfinity;
       w.total[i] = 0.0f;
       for (int64_t d = 0; d < w.padded; d += W) store(w.sums + i * w.padded + d, zero());
@@ -220,6 +228,23 @@ struct Block {
     }
   }
 
+#if defined(QWENOPT_ISA_AMX)
+  void tile_blocks() {
+    const TileAttention tiles{a,      it.b,           it.g,      it.q0,    group,     rows,
+                              limit,  w.queries,      w.keys,    w.values, w.scores,  w.bias,
+                              w.sums, (bf16*)w.probs, w.maximum, w.total,  w.rescale, w.padded};
+    tiles_begin();
+    tiles.pack_queries(query);
+    for (int64_t j0 = it.k0, j1; j0 < it.k1; j0 = j1) {
+      j1 = (j0 / kTileKeys + 1) * kTileKeys;
+      if (j1 > it.k1) j1 = it.k1;
+      tiles.keys_from(j0, int(j1 - j0), (const bf16*)a.k + it.b * a.k_sb + it.g * a.k_sh + j0 * a.k_ss,
+                      (const bf16*)a.v + it.b * a.v_sb + it.g * a.v_sh + j0 * a.v_ss);
+    }
+    tiles_end();
+  }
+#endif
+
   void direct_block(const T* keys, const T* values, int num_keys, const T* next_keys, int num_next) {
     constexpr int kStep = 16;
     for (int j = 0; j < num_keys; j += kStep) {
@@ -245,11 +270,6 @@ struct Block {
     pack_keys(keys, a.k_ss, num_keys, a.D, w.keys, values, a.v_ss);
     outer_block<C>(rows, w.queries, w.padded, w.keys, kKeyBlock, whole, a.D / kPack, w.scores, kKeyBlock, nullptr);
     softmax(num_keys, w.probs);
-#if defined(QWENOPT_ISA_AMX)
-    if (kPack == 2 && whole % (2 * W)) {  // a step of tiles takes 32 keys
-      for (int i = 0; i < rows; ++i) store(w.probs + i * kKeyBlock + whole, zero());
-    }
-#endif
     const int64_t words = pack_values(values, a.v_ss, num_keys, a.D, w.padded, w.values);
     prefetch_rows(next_keys, a.k_ss, num_next, a.D);
     outer_block<C>(rows, (const uint32_t*)w.probs, kKeyBlock / kPack, w.values, w.padded, w.padded, words, w.sums,
@@ -277,19 +297,21 @@ struct Block {
 template <class T>
 void run(const AttentionArgs& a, const AttentionItem& item) {
   Block<T> block(a, item);
-#if defined(QWENOPT_ISA_AMX)
-  const bool in_tiles = sizeof(T) == 2 && block.packed();
-  if (in_tiles) tiles_begin();
-#endif
   block.start();
+#if defined(QWENOPT_ISA_AMX)
+  if constexpr (sizeof(T) == 2) {
+    if (block.packed()) {
+      block.tile_blocks();
+      block.finish();
+      return;
+    }
+  }
+#endif
   for (int64_t j0 = item.k0; j0 < item.k1; j0 += kKeyBlock) {
     const int num_keys = item.k1 - j0 < kKeyBlock ? int(item.k1 - j0) : kKeyBlock;
     if (block.look(j0, num_keys)) block.key_block(j0, num_keys);
   }
   block.finish();
-#if defined(QWENOPT_ISA_AMX)
-  if (in_tiles) tiles_end();
-#endif
 }
 
 template <class T>

@@ -7,7 +7,7 @@ namespace qwenopt {
 
 enum MaskKind : int { kNoMask = 0, kBoolMask = 1, kFloatMask = 2, kBf16Mask = 3 };
 
-constexpr int kKeyBlock = 64;   // keys of one pass; blocks lie on multiples of it, whatever the rows can see
+constexpr int kKeyBlock = 64;   // keys of one pass (two such in tiles); blocks lie on multiples, whatever rows can see
 constexpr int kQueryRows = 64;  // (query, head of the group) rows of one work item
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxSplits = 256;  // shares of one query block's keys

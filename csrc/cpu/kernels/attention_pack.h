@@ -63,9 +63,6 @@ static inline void pack_keys(const T* keys, int64_t stride, int num_keys, int64_
       for (int i = 0; i < W; ++i) at[i] = row[i] + c;
       transpose(at, rows, int(words - c < W ? words - c : W), out + c * kKeyBlock + j, kKeyBlock);
     }
-#if defined(QWENOPT_ISA_AMX)
-    for (int64_t c = words; c < (words + W - 1) / W * W; ++c) store((float*)out + c * kKeyBlock + j, zero());
-#endif
   }
 }
 
@@ -99,7 +96,6 @@ static inline int64_t pack_values(const T* values, int64_t stride, int num_keys,
 template <class T>
 static inline void pack_query(const T* q, int64_t D, uint32_t* out) {
   if constexpr (Compute<T>::PACK == 2) {
-    for (int64_t d = D / 2; d < (D / 2 + W - 1) / W * W; ++d) out[d] = 0;  // tiles read whole vectors
     __builtin_memcpy(out, q, size_t(D) * sizeof(T));
   } else {
     widen_row(q, D, (float*)out);

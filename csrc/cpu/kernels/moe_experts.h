@@ -30,10 +30,10 @@ struct ExpertRows {
 
 // hidden[:, c0..c1) = silu(x @ gate.T) * (x @ up.T)
 QWENOPT_DECLARE_TILE_KERNEL(void moe_gate_up(const MoeExpertsArgs& args, const ExpertRows& rows, int64_t c0, int64_t c1,
-                                        const void* then))
+                                             const void* then))
 // weighted[:, c0..c1) = round(hidden @ down.T) * weight
 QWENOPT_DECLARE_TILE_KERNEL(void moe_down(const MoeExpertsArgs& args, const ExpertRows& rows, int64_t c0, int64_t c1,
-                                     const void* then))
+                                          const void* then))
 // out[t] = sum over j of weighted[t, j], tokens token0..token1
 QWENOPT_DECLARE_TILE_KERNEL(void moe_combine(const MoeExpertsArgs& args, int64_t token0, int64_t token1))
 

@@ -1,6 +1,6 @@
-// The experts of moe_experts that have enough rows, in AMX tiles. Their rows of x are gathered and packed once; gate and
-// up leave the hidden rows packed as the down product reads them (pairs of neighbours in I), so nothing is transposed
-// between the two.
+// The experts of moe_experts that have enough rows, in AMX tiles. Their rows of x are gathered and packed once; gate
+// and up leave the hidden rows packed as the down product reads them (pairs of neighbours in I), so nothing is
+// transposed between the two.
 #pragma once
 
 #include "moe_experts.h"

@@ -5,9 +5,6 @@
 #pragma once
 
 #include "vec.h"
-#if defined(QWENOPT_ISA_AMX)
-#include "tile.h"
-#endif
 
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
@@ -120,67 +117,6 @@ static inline void outer_block(int M, const uint32_t* a, int64_t lda, const uint
     for (; n < cols; n += W) outer_rows<C, 1>(rows, am, lda, b + n, ldb, steps, c + m0 * ldc + n, ldc, sm);
   }
 }
-
-#if defined(QWENOPT_ISA_AMX)
-template <int MR, int NR>
-static inline void outer_tiles(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int64_t steps, float* c,
-                               int64_t ldc, bool add_to_c) {
-  float* c1 = c + kTile * ldc;
-  if (add_to_c) {
-    tile_load<0>(c, 4 * ldc);
-    if (NR == 2) tile_load<1>(c + kTile, 4 * ldc);
-    if (MR == 2) tile_load<2>(c1, 4 * ldc);
-    if (MR == 2 && NR == 2) tile_load<3>(c1 + kTile, 4 * ldc);
-  } else {
-    tile_zero<0>();
-    tile_zero<1>();
-    tile_zero<2>();
-    tile_zero<3>();
-  }
-  for (int64_t s = 0; s < steps; s += kTile) {
-    tile_load<4>(a + s, 4 * lda);
-    tile_load<6>(b + s * ldb, 4 * ldb);
-    tile_step<0, 4, 6>();
-    if (NR == 2) {
-      tile_load<7>(b + s * ldb + kTile, 4 * ldb);
-      tile_step<1, 4, 7>();
-    }
-    if (MR == 2) {
-      tile_load<5>(a + kTile * lda + s, 4 * lda);
-      tile_step<2, 5, 6>();
-      if (NR == 2) tile_step<3, 5, 7>();
-    }
-  }
-  tile_store<0>(c, 4 * ldc);
-  if (NR == 2) tile_store<1>(c + kTile, 4 * ldc);
-  if (MR == 2) tile_store<2>(c1, 4 * ldc);
-  if (MR == 2 && NR == 2) tile_store<3>(c1 + kTile, 4 * ldc);
-}
-
-// In tiles everything is whole: a and c have rows up to a multiple of 16 (what is in the rows past M does not matter),
-// and the operands are zero from `steps` up to the next multiple of 16.
-template <>
-inline void outer_block<bf16>(int M, const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int64_t cols,
-                              int64_t steps, float* c, int64_t ldc, const float* scale) {
-  for (int m = 0; scale && m < M; ++m) {
-    if (scale[m] == 1.0f) continue;
-    for (int64_t n = 0; n < cols; n += W) store(c + m * ldc + n, mul(load(c + m * ldc + n), set1(scale[m])));
-  }
-  for (int m = 0; m < M; m += 2 * kTile) {
-    const uint32_t* am = a + m * lda;
-    const bool two = M - m > kTile;
-    int64_t n = 0;
-    for (; n + 2 * kTile <= cols; n += 2 * kTile) {
-      float* to = c + m * ldc + n;
-      if (two) outer_tiles<2, 2>(am, lda, b + n, ldb, steps, to, ldc, scale);
-      if (!two) outer_tiles<1, 2>(am, lda, b + n, ldb, steps, to, ldc, scale);
-    }
-    if (n == cols) continue;
-    if (two) outer_tiles<2, 1>(am, lda, b + n, ldb, steps, c + m * ldc + n, ldc, scale);
-    if (!two) outer_tiles<1, 1>(am, lda, b + n, ldb, steps, c + m * ldc + n, ldc, scale);
-  }
-}
-#endif
 
 }  // namespace QWENOPT_ISA_NS
 }  // namespace qwenopt

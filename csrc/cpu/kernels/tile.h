@@ -13,9 +13,9 @@
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
 
-constexpr int kTile = 16;              // rows of a tile; columns of a tile of floats
-constexpr int kTileK = 32;             // bfloat16 of one tile row
-constexpr int64_t kTileWords = 256;    // 32-bit words of a tile
+constexpr int kTile = 16;            // rows of a tile; columns of a tile of floats
+constexpr int kTileK = 32;           // bfloat16 of one tile row
+constexpr int64_t kTileWords = 256;  // 32-bit words of a tile
 constexpr int64_t kTileBytes = 1024;
 
 template <int Tile>

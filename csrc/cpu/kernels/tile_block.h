@@ -39,7 +39,8 @@ struct Ahead {
   }
 };
 
-// 32 weight rows, or a copy of them: tiles of rows `stride` bytes apart, the second tile and the next step of k further.
+// 32 weight rows, or a copy of them: tiles of rows `stride` bytes apart, the second tile and the next step of k
+// further.
 struct TileWeights {
   const char* at;
   int64_t stride, second, step;

@@ -1,6 +1,6 @@
 // One vector vocabulary for every instruction set. Each kernel file is compiled once per set, with QWENOPT_ISA_NS
-// naming the namespace (generic, avx2, avx512, avx512bf16), so that nothing compiled for a wide set can be merged by
-// the linker into code that runs on a narrow one. For the same reason no standard library header is included here.
+// naming the namespace (generic, avx2, avx512, avx512bf16, amx), so that nothing compiled for a wide set can be merged
+// by the linker into code that runs on a narrow one. For the same reason no standard library header is included here.
 //
 // F is a vector of W floats. Operations: zero set1 load load_n store store_n add sub mul div fma vmax vmin hsum hmax
 // vexp round_to<T>, and hsum4 on AVX-512. load_n and store_n touch only the first n < W elements,
