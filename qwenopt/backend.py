@@ -77,7 +77,7 @@ def _raise_and_lower(
     providers.choose(ctx.raised)
     result.lowering, result.reason = _choose_lowering(gm, ctx, options, result)
     if result.lowering == "direct":
-        return direct.lower(gm, ctx.raised)
+        return direct.lower(gm, ctx.raised, result)
     return inductor.lower(gm, inputs, ctx.raised, patches)
 
 

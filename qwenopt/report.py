@@ -36,13 +36,19 @@ class Miss:
 
 @dataclass
 class GraphReport:
-    """What happened to one captured graph."""
+    """What happened to one captured graph.
+
+    Under the direct lowering `plan_steps` holds the number of steps of each plan (native calls made as one), and
+    `plan_breaks` why nodes between raised ones are called from Python instead, with how many there are.
+    """
 
     index: int
     lowering: str = "inductor"
     reason: str = ""
     sites: list[Site] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
+    plan_steps: list[int] = field(default_factory=list)
+    plan_breaks: dict[str, int] = field(default_factory=dict)
     num_nodes_before: int = 0
     num_nodes_after: int = 0
     raise_seconds: float = 0.0
@@ -62,6 +68,8 @@ class GraphReport:
             parts[-1] += f" ({self.reason})"
         if providers:
             parts.append(f"providers {providers}")
+        if self.plan_steps:
+            parts.append(f"plans of {', '.join(map(str, self.plan_steps))} steps")
         if self.misses:
             parts.append(f"{len(self.misses)} missed")
         return "; ".join(parts)

@@ -6,10 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-# Larger than the last-level caches of common processors, so that a read comes from memory.
+# Larger than the last-level caches of common processors, so that a read comes from memory; three times the largest where
+# that is more (a server's shared cache can hold half a gigabyte).
 READ_BYTES = 512 << 20
+_MOST_READ_BYTES = 2 << 30
 _PEAK_SECONDS = 0.05
 
 
@@ -57,6 +60,14 @@ def seconds(fn: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def default_read_bytes(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """How much to read so that it comes from memory: by the sizes of this machine's caches, as Linux tells them."""
+    sizes = [path.read_text().strip() for path in caches.glob("index*/size")]
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    largest = max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=0)
+    return min(max(READ_BYTES, 3 * largest), _MOST_READ_BYTES)
+
+
 class Ceilings:
     """What the memory and the arithmetic of this machine can do at best with torch's number of threads.
 
@@ -64,7 +75,7 @@ class Ceilings:
     operations, which reach less: `source` says which.
     """
 
-    def __init__(self, read_bytes: int = READ_BYTES) -> None:
+    def __init__(self, read_bytes: int | None = None) -> None:
         import torch
 
         from qwenopt import native
@@ -72,7 +83,7 @@ class Ceilings:
         self.threads = torch.get_num_threads()
         self.source = "native" if native.why_not() is None else "torch"
         self._lib = native.C() if self.source == "native" else None
-        self._data = torch.ones(read_bytes // 8, dtype=torch.int64)
+        self._data = torch.ones((read_bytes or default_read_bytes()) // 8, dtype=torch.int64)
 
     def read_gbps(self) -> float:
         """Read bandwidth in GB/s, of one pass over memory."""

@@ -1,8 +1,8 @@
-"""raised graph  ->  a flat plan that calls the kernels one after another, without Inductor
+"""raised graph  ->  its own code, on kernels, without Inductor
 
-The plan is the graph's own generated code with every raised op bound to its kernel function, so a step pays no
-dispatcher, no guards of its own and no compile beyond Dynamo's trace. Everything that was not raised runs as it stood,
-in its place, so mutation keeps its order.
+Every raised op is bound to its kernel function, so a step pays no dispatcher, no guards of its own and no compile beyond
+Dynamo's trace; runs of them become plans, one native call each (plan.py). Everything that was not raised runs as it
+stood, in its place, so mutation keeps its order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from qwenopt.graphs import Raised
 from qwenopt.lowering import plan
+from qwenopt.report import GraphReport
 
 # Parts of names of operations whose time is not a rounding error: any of them left unraised sends the graph to
 # Inductor under lowering="auto".
@@ -35,11 +36,15 @@ def _is_heavy(node: Node) -> bool:
     return any(part in name for part in _HEAVY) and name not in ("is_nonzero", "_convert_element_type", "convert")
 
 
-def lower(gm: GraphModule, raised: Sequence[Raised]) -> Callable[..., Any]:
-    """Bind every raised op to its provider, or to its reference where none fits, and return the plan."""
+def lower(gm: GraphModule, raised: Sequence[Raised], report: GraphReport) -> Callable[..., Any]:
+    """Bind every raised op to its provider, or to its reference where none fits, and plan what can be planned.
+
+    Notes the plans in `report`.
+    """
     for r in raised:
         r.node.target = r.op.reference if r.provider is None else r.provider.fn
-    plan.install(gm, raised)
+    installed = plan.install(gm, raised)
+    report.plan_steps, report.plan_breaks = installed.steps, installed.breaks
     gm.graph.lint()
     gm.recompile()
     return gm.forward

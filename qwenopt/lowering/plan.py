@@ -12,8 +12,8 @@ other strides than Dynamo foretold, the nodes are called one after another inste
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,12 +21,11 @@ from torch import SymInt, Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from qwenopt import native
 from qwenopt.graphs import Raised, spelling
 from qwenopt.lowering import plan_nodes, plan_symbols
 from qwenopt.lowering.plan_run import NativePlan, compile_plan
 from qwenopt.ops.steps import Array, Buffer, NotPlanned, Steps
-
-log = logging.getLogger(__name__)
 
 # A run with fewer heavy steps is not worth its bookkeeping: it is the few ops between two that stay in Python.
 MIN_HEAVY_STEPS = 4
@@ -74,10 +73,14 @@ class Recording:
 
 
 class Planned:
-    """The callable that stands for a run of nodes: called with the run's inputs, returns its outputs."""
+    """The callable that stands for a run of nodes: called with the run's inputs, returns its outputs.
+
+    With `on_profile` set, each call tells it the steps' names and seconds.
+    """
 
     def __init__(self, module: GraphModule, ops: Mapping[Node, Raised], name: str) -> None:
         self.module, self.ops, self.__name__ = module, ops, name
+        self.on_profile: Callable[[list[tuple[str, float]]], None] | None = None
         self._plans: dict[int, NativePlan] = {}
 
     def prepare(self) -> NativePlan:
@@ -91,7 +94,19 @@ class Planned:
         plan = self.prepare()
         if not plan.fits(inputs):
             return self.module(*inputs)  # type: ignore[no-any-return]
+        if self.on_profile is not None:
+            results, spent = plan.profile(inputs)
+            self.on_profile(spent)
+            return results
         return plan(inputs)
+
+    def listing(self) -> str:
+        """The steps, a line each; a rule where all threads meet."""
+        lines = [f"# {self.__name__}: {len(self.ops)} ops"]
+        for name, barrier in self.prepare().steps:
+            lines.append(f"#   {name}")
+            lines += ["#   ---"] * barrier
+        return "\n".join(lines)
 
     def _record(self, threads: int) -> NativePlan:
         recording = Recording(self.ops, threads)
@@ -103,14 +118,30 @@ class Planned:
         return compile_plan(recording, placeholders, [recording.values[node] for node in results])
 
 
-def install(gm: GraphModule, raised: Iterable[Raised]) -> int:
-    """Replace runs of nodes by calls of plans; returns how many. The raised nodes' targets must be their kernels."""
+@dataclass
+class Installed:
+    """What `install` did: the number of steps of each plan, and how many nodes stay in Python for which reason."""
+
+    steps: list[int] = field(default_factory=list)
+    breaks: dict[str, int] = field(default_factory=dict)
+
+    def broke(self, reason: str) -> None:
+        self.breaks[reason] = self.breaks.get(reason, 0) + 1
+
+
+def install(gm: GraphModule, raised: Iterable[Raised]) -> Installed:
+    """Replace runs of nodes by calls of plans. The raised nodes' targets must be their kernels."""
     ops = {r.node: r for r in raised}
+    done = Installed()
+    if native.why_not() is not None:
+        done.broke(str(native.why_not()))
+        return done
     _drop_unused_numbers(gm.graph)
-    plans = 0
-    for nodes in _runs(gm.graph, ops):
-        plans += _replace(gm, nodes, ops, f"plan_{plans}")
-    return plans
+    for nodes in _runs(gm.graph, ops, done):
+        planned = _replace(gm, nodes, ops, f"plan_{len(done.steps)}", done)
+        if planned is not None:
+            done.steps.append(planned.prepare().plan.num_steps)
+    return done
 
 
 def _drop_unused_numbers(graph: Graph) -> None:
@@ -120,8 +151,8 @@ def _drop_unused_numbers(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def _runs(graph: Graph, ops: Mapping[Node, Raised]) -> list[list[Node]]:
-    """Maximal runs of consecutive nodes that can be recorded."""
+def _runs(graph: Graph, ops: Mapping[Node, Raised], done: Installed) -> list[list[Node]]:
+    """Maximal runs of consecutive nodes that can be recorded; what ends one is noted once the first has begun."""
     threads = torch.get_num_threads()
     runs: list[list[Node]] = []
     recording, nodes = Recording(ops, threads), list[Node]()
@@ -137,7 +168,9 @@ def _runs(graph: Graph, ops: Mapping[Node, Raised]) -> list[list[Node]]:
             continue
         try:
             recording.add(node)
-        except NotPlanned:
+        except NotPlanned as error:
+            if nodes or runs:
+                done.broke(str(error))
             close()
             continue
         nodes.append(node)
@@ -151,8 +184,10 @@ def _trim(nodes: list[Node], ops: Mapping[Node, Raised]) -> list[Node]:
     return nodes[first:]
 
 
-def _replace(gm: GraphModule, nodes: list[Node], ops: Mapping[Node, Raised], name: str) -> bool:
-    """Put one call of a plan in the place of `nodes`; False, and nothing changed, where no plan can be made of them."""
+def _replace(
+    gm: GraphModule, nodes: list[Node], ops: Mapping[Node, Raised], name: str, done: Installed
+) -> Planned | None:
+    """Put one call of a plan in the place of `nodes`; None, and nothing changed, where no plan can be made of them."""
     inside = set(nodes)
     inputs = list(dict.fromkeys(a for node in nodes for a in node.all_input_nodes if a not in inside))
     tensors = [a for a in inputs if isinstance(spelling.fake(a), Tensor)]
@@ -170,8 +205,8 @@ def _replace(gm: GraphModule, nodes: list[Node], ops: Mapping[Node, Raised], nam
     try:
         planned.prepare()
     except NotPlanned as error:
-        log.debug("qwenopt: %d nodes from %s on are called one by one: %s", len(nodes), nodes[0].name, error)
-        return False
+        done.broke(str(error))
+        return None
     with gm.graph.inserting_after(nodes[-1]):
         call = gm.graph.call_function(planned, tuple(tensors))
     last = call
@@ -182,7 +217,7 @@ def _replace(gm: GraphModule, nodes: list[Node], ops: Mapping[Node, Raised], nam
         node.replace_all_uses_with(last, lambda user: user not in inside)
     for node in reversed(nodes):
         gm.graph.erase_node(node)
-    return True
+    return planned
 
 
 def _item(values: tuple[Tensor, ...], index: int) -> Tensor:

@@ -26,6 +26,11 @@ class Count:
     length: int
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """`torch.tensor([])`: what a growing cache holds at first."""
+
+
 def record(steps: Steps, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Record what `node` does to `args` (arrays, tuples of them, numbers); raises NotPlanned for an unknown one."""
     name = getattr(node.target, "__name__", node.target)
@@ -88,7 +93,17 @@ def _index_copy(steps: Steps, x: Any, dim: Any, index: Any, source: Any) -> Arra
     return x
 
 
+def _empty(steps: Steps, data: Any, *, dtype: Any = None, device: Any = None) -> Nothing:
+    if data != [] or torch.device(device or "cpu").type != "cpu":
+        raise NotPlanned("a tensor with values, or on another device")
+    return Nothing()
+
+
 def _cat(steps: Steps, tensors: Any, dim: Any = 0) -> Array:
+    if len(tensors) == 2 and isinstance(tensors[0], Nothing) and isinstance(tensors[1], Array) and dim in (2, -2):
+        out = steps.empty(tensors[1].shape, tensors[1].dtype)
+        _move_rows(steps, out, tensors[1], first=0)
+        return out
     ok = len(tensors) == 2 and all(isinstance(t, Array) and t.dim() == 4 for t in tensors) and dim in (2, -2)
     if not (ok and tensors[0].dtype == tensors[1].dtype):
         raise NotPlanned("cat of other tensors than cached and new keys")
@@ -112,6 +127,7 @@ def _move_rows(steps: Steps, to: Array, source: Array, *, positions: Array | Non
 
 
 _HANDLERS: dict[str, Callable[..., Any]] = {
+    "tensor": _empty,
     "arange": _arange,
     "add": _add,
     "add_": _advance,

@@ -38,6 +38,7 @@ class NativePlan:
     """
 
     plan: Any
+    steps: tuple[tuple[str, bool], ...]  # name, and whether a barrier follows
     arena: Tensor
     arena_address: int
     threads: int
@@ -53,9 +54,9 @@ class NativePlan:
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self._call(inputs, self.plan.run)[0]
 
-    def profile(self, inputs: Sequence[Tensor]) -> list[tuple[str, float]]:
-        """Run once; returns the name of each step with the seconds that the first thread spent in it."""
-        return self._call(inputs, self.plan.profile)[1]  # type: ignore[no-any-return]
+    def profile(self, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], list[tuple[str, float]]]:
+        """The same, and the name of each step with the seconds that the first thread spent in it."""
+        return self._call(inputs, self.plan.profile)
 
     def _call(self, inputs: Sequence[Tensor], run: Callable[..., Any]) -> tuple[tuple[Tensor, ...], Any]:
         sizes = [inputs[i].shape[dim] for i, dim in self.sizes]
@@ -99,6 +100,7 @@ def compile_plan(recording: Recording, placeholders: Sequence[Node], results: Se
     arena = torch.empty(layout.nbytes + plan_memory.ALIGNMENT, dtype=torch.uint8)
     return NativePlan(
         plan=native.C().Plan(encoded, num_values),
+        steps=tuple((name, barrier) for name, _, barrier in encoded),
         arena=arena,
         arena_address=-(-arena.data_ptr() // plan_memory.ALIGNMENT) * plan_memory.ALIGNMENT,
         threads=recording.steps.threads,

@@ -47,9 +47,13 @@ def as_rows(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
-def inner_contiguous(x: Tensor) -> Tensor:
-    """`x` with unit stride in the last dimension."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+def row_stride(x: Any) -> Any:
+    """The distance in elements between neighbouring rows (vectors of the last dimension), or None if it is not one."""
+    if x.is_contiguous():
+        return x.shape[-1]
+    outer = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size != 1]
+    unit = x.stride(-1) == 1 or x.shape[-1] == 1
+    return outer[0][1] if unit and len(outer) == 1 and outer[0][1] >= x.shape[-1] else None
 
 
 def code(t: Tensor) -> int:

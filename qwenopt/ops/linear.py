@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from qwenopt import native
 from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
-from qwenopt.ops.steps import Array, NotPlanned, Steps, need_contiguous
+from qwenopt.ops.steps import Array, NotPlanned, Steps
 
 # Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: without AMX while it streams the
 # weight once; with it, in bfloat16, much longer. Decided inside the provider, not at compile time, so that one graph
@@ -66,7 +66,7 @@ def _on_kernel(rows: int, dtype: torch.dtype) -> bool:
 def _operands(x: Any, weight: Any, bias: Any, out: Any, scratch: Any) -> tuple[Any, ...]:
     n, k = weight.shape
     addresses = (0 if t is None else t.data_ptr() for t in (x, weight, bias, out, scratch))
-    return (*addresses, x.numel() // k, n, k, k, weight.stride(0), n, cpu.code(x))
+    return (*addresses, x.numel() // k, n, k, cpu.row_stride(x), weight.stride(0), n, cpu.code(x))
 
 
 def _record(steps: Steps, x: Array, weight: Array, bias: Array | None) -> Array:
@@ -74,7 +74,8 @@ def _record(steps: Steps, x: Array, weight: Array, bias: Array | None) -> Array:
     rows = x.numel() // k if k else 0
     if not _on_kernel(rows, x.dtype):
         raise NotPlanned(f"linear of {rows} rows (kernel: 1..{MAX_ROWS}, bfloat16 with AMX 1..{MAX_TILE_ROWS})")
-    need_contiguous(x=x)
+    if cpu.row_stride(x) is None:
+        raise NotPlanned("x has rows of no one stride")
     scratch = steps.scratch(cpu.lib().linear_scratch_bytes(rows, n, k, cpu.code(x), steps.threads))
     out = steps.empty((*x.shape[:-1], n), x.dtype)
     steps.add("linear", _operands(x, weight, bias, out, scratch), (x, weight, bias), (out, scratch))
@@ -88,7 +89,7 @@ def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not _on_kernel(rows, x.dtype):
         return F.linear(x, weight, bias)
     lib, threads = cpu.lib(), cpu.threads()
-    x = cpu.as_rows(x)
+    x = x if cpu.row_stride(x) is not None else x.contiguous()
     scratch = torch.empty(lib.linear_scratch_bytes(rows, n, k, cpu.code(x), threads), dtype=torch.uint8)
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
     lib.linear(*_operands(x, weight, bias, out, scratch), threads)

@@ -107,7 +107,7 @@ def test_demo_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     start = {"first_token_seconds": 1.0, "second_token_seconds": 2.0, "peak_memory_bytes": 10**9}
     monkeypatch.setattr(cold, "measure", lambda *args: start)
-    monkeypatch.setattr(demo_size.measure, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(demo_size.measure, "default_read_bytes", lambda: 1 << 20)
     path = tmp_path / "size.json"
     assert cli.main(["demo", "--size", "0.6b", "--rounds", "2", "--json", str(path)]) == 0
     assert "decode tok/s" in capsys.readouterr().out
