@@ -23,11 +23,11 @@ STD = 0.02
 
 
 def random_model(name: str) -> Any:
-    """The cut model in bfloat16, filled from a pool of noise."""
+    """The cut model, or a published one whole, in bfloat16, filled from a pool of noise."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    published, changes = MODELS[name]
+    published, changes = MODELS.get(name, (name, {}))
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(full_config(published, **changes), dtype=torch.bfloat16)
     pool = torch.randn(NOISE_ELEMENTS, generator=torch.Generator().manual_seed(0)).mul_(STD).to(torch.bfloat16)

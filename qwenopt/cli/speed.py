@@ -74,6 +74,7 @@ class Workload:
     kind: str
     model: PreTrainedModel
     call: Callable[..., Any]
+    batch: int = 1
     cache: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,10 +84,10 @@ class Workload:
         self._steps = DECODE_STEPS if self.kind == "decode" else 1
         length = PROMPT_TOKENS if self.kind == "decode" else PREFILL_TOKENS
         vocab = self.model.config.vocab_size
-        self._prompt = torch.randint(0, vocab, (1, length), generator=generator)
-        self._next = torch.randint(0, vocab, (self._steps, 1, 1), generator=generator)
+        self._prompt = torch.randint(0, vocab, (self.batch, length), generator=generator)
+        self._next = torch.randint(0, vocab, (self._steps, self.batch, 1), generator=generator)
         self.cache = stream.static_cache(self.model, length + (self._steps if self.kind == "decode" else 0))
-        self.tokens = self._steps if self.kind == "decode" else length
+        self.tokens = self.batch * (self._steps if self.kind == "decode" else length)
 
     def start(self) -> list[torch.Tensor]:
         """Bring the cache to the beginning; returns the inputs to time."""

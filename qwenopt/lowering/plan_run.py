@@ -46,6 +46,7 @@ class NativePlan:
     sizes: tuple[tuple[int, int], ...]  # input and dimension of every size known at run time
     new: tuple[Array, ...]
     results: tuple[_Result, ...]
+    isa: int = -1  # the best; tests and benchmarks try others
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         """Whether the tensors computed in this graph have the strides that the plan was made for."""
@@ -65,7 +66,7 @@ class NativePlan:
         values += [t.data_ptr() for t in inputs]
         values += [t.data_ptr() for t in made]
         values += sizes
-        returned = run(values, self.threads)
+        returned = run(values, self.threads, self.isa)
         return tuple(self._result(r, inputs, made, sizes) for r in self.results), returned
 
     def _result(self, r: _Result, inputs: Sequence[Tensor], made: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwenopt import cli
+from qwenopt import cli, native
 from qwenopt.cli import stream
 
 pytestmark = pytest.mark.slow
@@ -97,3 +97,11 @@ def test_plan(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "qk_norm_rope" in shown
     assert "def forward(" in shown
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason="plans are native calls")
+def test_plan_times_its_steps(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--model", str(checkpoint), "--profile", "2"]) == 0
+    table = capsys.readouterr().out.partition("median of 2")[2]
+    for step in ("linear", "attention", "qk_norm_rope", "outside of plans"):
+        assert step in table
