@@ -23,13 +23,18 @@ STD = 0.02
 
 
 def random_model(name: str) -> Any:
-    """The cut model, or a published one whole, in bfloat16, filled from a pool of noise."""
+    """The cut model, or a published one whole, in bfloat16, filled with noise."""
+    published, changes = MODELS.get(name, (name, {}))
+    return filled(full_config(published, **changes))
+
+
+def filled(config: Any) -> Any:
+    """A model of that configuration in bfloat16, filled from a pool of noise."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    published, changes = MODELS.get(name, (name, {}))
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(full_config(published, **changes), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     pool = torch.randn(NOISE_ELEMENTS, generator=torch.Generator().manual_seed(0)).mul_(STD).to(torch.bfloat16)
     for p in model.parameters():
         if p.dim() == 1:

@@ -86,7 +86,8 @@ class Workload:
         vocab = self.model.config.vocab_size
         self._prompt = torch.randint(0, vocab, (self.batch, length), generator=generator)
         self._next = torch.randint(0, vocab, (self._steps, self.batch, 1), generator=generator)
-        self.cache = stream.static_cache(self.model, length + (self._steps if self.kind == "decode" else 0))
+        room = length + (self._steps if self.kind == "decode" else 0)
+        self.cache = stream.static_cache(self.model, room, self.batch)
         self.tokens = self.batch * (self._steps if self.kind == "decode" else length)
 
     def start(self) -> list[torch.Tensor]:

@@ -71,8 +71,8 @@ class Reply:
         return len(self.seconds[2:]) / sum(self.seconds[2:]) if len(self.seconds) > 2 else 0.0
 
 
-def static_cache(model: PreTrainedModel, length: int) -> Any:
-    """A key/value cache of fixed size for one sequence of at most `length` tokens, allocated at once.
+def static_cache(model: PreTrainedModel, length: int, batch: int = 1) -> Any:
+    """A key/value cache of fixed size for `batch` sequences of at most `length` tokens, allocated at once.
 
     Raises QwenoptError for more tokens than the model has positions for.
     """
@@ -84,7 +84,7 @@ def static_cache(model: PreTrainedModel, length: int) -> Any:
             f"{length} tokens, prompt and reply together; the model takes {config.max_position_embeddings}"
         )
     cache = StaticCache(config=config, max_cache_len=length)
-    cache.early_initialization(1, config.num_key_value_heads, config.head_dim, model.dtype, model.device)
+    cache.early_initialization(batch, config.num_key_value_heads, config.head_dim, model.dtype, model.device)
     return cache
 
 
