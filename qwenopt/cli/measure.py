@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Larger than the last-level caches of common processors, so that a read comes from memory; three times the largest where
-# that is more (a server's shared cache can hold half a gigabyte).
+# Larger than the last-level caches of common processors, so that a read comes from memory; three times the largest
+# where that is more (a server's shared cache can hold half a gigabyte).
 READ_BYTES = 512 << 20
 _MOST_READ_BYTES = 2 << 30
 _PEAK_SECONDS = 0.05

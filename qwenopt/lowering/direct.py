@@ -1,8 +1,8 @@
 """raised graph  ->  its own code, on kernels, without Inductor
 
-Every raised op is bound to its kernel function, so a step pays no dispatcher, no guards of its own and no compile beyond
-Dynamo's trace; runs of them become plans, one native call each (plan.py). Everything that was not raised runs as it
-stood, in its place, so mutation keeps its order.
+Every raised op is bound to its kernel function, so a step pays no dispatcher, no guards of its own and no compile
+beyond Dynamo's trace; runs of them become plans, one native call each (plan.py). Everything that was not raised runs as
+it stood, in its place, so mutation keeps its order.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class Recording:
 
     def add(self, node: Node) -> None:
         """Record `node`; raises NotPlanned where it cannot be, which ends the recording."""
-        args, kwargs = map_arg((node.args, node.kwargs), self._value)
+        args: Any = map_arg(node.args, self._value)
+        kwargs: Any = map_arg(node.kwargs, self._value)
         raised = self.ops.get(node)
         if raised is None:
             self.values[node] = plan_nodes.record(self.steps, node, args, kwargs)
@@ -114,7 +115,7 @@ class Planned:
         for node in self.module.graph.nodes:
             if node.op not in ("placeholder", "output"):
                 recording.add(node)
-        (results,) = self.module.graph.output_node().args
+        results: Any = self.module.graph.output_node().args[0]
         return compile_plan(recording, placeholders, [recording.values[node] for node in results])
 
 

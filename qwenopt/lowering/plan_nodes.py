@@ -52,9 +52,10 @@ def _view(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array:
     x: Array = args[0]
     if len(node.all_input_nodes) > 1:
         raise NotPlanned(f"{node.target} by the values of a tensor")
-    if not all(isinstance(size, int) for size in x.strides):
+    if not all(isinstance(stride, int) for stride in x.strides):
         raise NotPlanned("a view of a tensor whose strides are only known at run time")
-    meta = torch.empty_strided(x.static_shape(), x.strides, dtype=x.dtype, device="meta")
+    strides = tuple(stride for stride in x.strides if isinstance(stride, int))
+    meta = torch.empty_strided(x.static_shape(), strides, dtype=x.dtype, device="meta")
     call: Callable[..., Any] = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target  # type: ignore[arg-type,assignment]
     out = call(meta, *args[1:], **kwargs)
     if out.untyped_storage()._cdata != meta.untyped_storage()._cdata or out.dtype != x.dtype:
@@ -90,7 +91,7 @@ def _index_copy(steps: Steps, x: Any, dim: Any, index: Any, source: Any) -> Arra
     if not (ok and x.dim() == 4 and dim in (2, -2) and index.dtype == torch.int64 and index.is_contiguous()):
         raise NotPlanned("index_copy_ along another dimension than that of the keys")
     _move_rows(steps, x, source, positions=index)
-    return x
+    return x  # type: ignore[no-any-return]
 
 
 def _empty(steps: Steps, data: Any, *, dtype: Any = None, device: Any = None) -> Nothing:

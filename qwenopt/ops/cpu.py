@@ -56,8 +56,8 @@ def row_stride(x: Any) -> Any:
     return outer[0][1] if unit and len(outer) == 1 and outer[0][1] >= x.shape[-1] else None
 
 
-def code(t: Tensor) -> int:
-    """The native dtype code of a tensor."""
+def code(t: Any) -> int:
+    """The native dtype code of a tensor, or of what stands for one in a plan."""
     return DTYPE_CODES[t.dtype]
 
 

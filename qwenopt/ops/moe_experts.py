@@ -84,9 +84,7 @@ def _operands(tensors: Sequence[Any], out: Any, scratch: Any) -> tuple[Any, ...]
     return (*addresses, *_sizes(indices, down_proj), x.shape[1], cpu.code(x))
 
 
-def _record(
-    steps: Steps, x: Array, indices: Array, weights: Array, gate_up_proj: Array, down_proj: Array
-) -> Array:
+def _record(steps: Steps, x: Array, indices: Array, weights: Array, gate_up_proj: Array, down_proj: Array) -> Array:
     need_contiguous(x=x, indices=indices, weights=weights)
     indices.static_shape()
     size = cpu.lib().moe_experts_scratch_bytes(*_sizes(indices, down_proj), cpu.code(x), steps.threads)
