@@ -76,7 +76,6 @@ struct TileColumns {
     for (int64_t first = 0; first < k.steps; first += k.per_block) {
       for (int64_t n = b.n0; n < n1; n += kPanel) panel(n, first);
     }
-    _mm_sfence();
   }
 
   void panel(int64_t n, int64_t first) {
@@ -111,7 +110,7 @@ struct TileColumns {
       const int64_t first = b.m0 + (m + t) * kTile;
       bf16* out = (bf16*)a.out + first * a.out_stride + n;
       finish_tiles(
-          n_tiles, sums + t * kTileWords, tiles * kTileWords, b.m1 - first < kTile ? int(b.m1 - first) : kTile, copies,
+          n_tiles, sums + t * kTileWords, tiles * kTileWords, b.m1 - first < kTile ? int(b.m1 - first) : kTile,
           [=](F x, int i) { return bias ? add(x, set1(to_float(bias[i]))) : x; },
           [=, stride = a.out_stride](int i) { return out + i * stride; });
     }
