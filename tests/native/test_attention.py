@@ -8,6 +8,7 @@ SHAPES = [
     (1, 2, 2, 1, 1, 2), (1, 4, 4, 3, 10, 32), (2, 16, 8, 1, 300, 128), (1, 8, 4, 70, 70, 64), (2, 4, 1, 5, 63, 64),
     (1, 5, 1, 3, 130, 80), (1, 10, 2, 20, 65, 36), (1, 8, 1, 1, 1100, 128), (2, 16, 1, 9, 65, 64),
     (1, 16, 1, 1, 64, 256), (1, 2, 1, 40, 129, 250), (1, 6, 2, 50, 300, 128), (3, 2, 2, 1, 1025, 16),
+    (1, 16, 8, 1, 2100, 32),
 ]  # fmt: skip
 
 
@@ -148,6 +149,26 @@ def test_large_scores_do_not_overflow(kernels, check, isa, dtype):
     k, v = torch.full((1, 1, 100, 64), 60.0, dtype=dtype), torch.ones(1, 1, 100, 64, dtype=dtype)
     k[0, 0, 50:] = -60.0
     assert torch.equal(kernels.on(isa).attention(q, k, v), torch.ones(1, 2, 2, 64, dtype=dtype))
+
+
+@pytest.mark.parametrize("group", [2, 8, 12])
+def test_scores_that_grow_from_block_to_block(kernels, check, isa, dtype, group):
+    """The maximum moves in every block, and what was summed before is scaled down."""
+    shape = (2, group, 1, 1, 700, 64)
+    q, k, v = (check.randn(2, n, t, 64, dtype=dtype) for n, t in ((group, 1), (1, 700), (1, 700)))
+    k = (k + q[:, :1] * torch.arange(700).div(700).view(1, 1, 700, 1)).to(dtype)
+    compare(kernels.on(isa), check, shape, dtype, tensors=(q, k, v))
+
+
+@pytest.mark.parametrize("group", [1, 4, 9])
+def test_nan_in_a_key_or_value_shows(kernels, check, isa, dtype, group):
+    q, k, v = (check.randn(1, n, t, 32, dtype=dtype) for n, t in ((group, 1), (1, 200), (1, 200)))
+    k[0, 0, 150, 3] = torch.nan
+    assert kernels.on(isa).attention(q, k, v).isnan().all()
+    k[0, 0, 150, 3], v[0, 0, 10, 5] = 0, torch.nan
+    out = kernels.on(isa).attention(q, k, v)
+    assert out[..., 5].isnan().all()
+    assert out.isnan().sum() == group
 
 
 def test_no_keys_gives_zeros(kernels, check, isa, dtype):

@@ -4,7 +4,7 @@
 #include "attention_pack.h"
 #include "dot_block.h"
 #if defined(QWENOPT_ISA_AMX)
-#include "attention_tiles.h"
+#include "attention_few.h"
 #endif
 
 namespace qwenopt {
@@ -46,7 +46,7 @@ struct Work {
 
 inline float exp1(float x) {
   float out;
-  store_n(&out, vexp(set1(x)), 1);
+  store_n(&out, exp_below(set1(x)), 1);
   return out;
 }
 
@@ -71,7 +71,7 @@ void softmax_row(float* scores, const float* bias, int num_keys, float scale, C*
   }
   F sum = zero();
   for (int j = 0; j < whole; j += W) {
-    const F p = vexp(sub(load(scores + j), set1(now)));
+    const F p = exp_below(sub(load(scores + j), set1(now)));
     sum = add(sum, p);
     store(probs + j, p);
   }
@@ -169,11 +169,18 @@ struct Block {
   bool packed() const { return rows >= kPackedRows; }
 
   void start() {
+    if (kInTiles) {  // whole vectors of rows, so that no lane holds what slows arithmetic
+      for (int i = 0; i < rows; i += W) {
+        store(w.maximum + i, set1(kMinusInfinity));
+        store(w.total + i, zero());
+      }
+    }
     for (int i = 0; i < rows; ++i) {
       const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
       query[i] = (const T*)a.q + it.b * a.q_sb + h * a.q_sh + s * a.q_ss;
       limit[i] = key_limit(a, s);
-      if (packed() && !kInTiles) pack_query(query[i], a.D, w.queries + i * w.padded);
+      if (kInTiles) continue;
+      if (packed()) pack_query(query[i], a.D, w.queries + i * w.padded);
       w.maximum[i] = kMinusInfinity;
       w.total[i] = 0.0f;
       for (int64_t d = 0; d < w.padded; d += W) store(w.sums + i * w.padded + d, zero());
@@ -229,19 +236,60 @@ struct Block {
   }
 
 #if defined(QWENOPT_ISA_AMX)
+  const bf16* keys_at(int64_t j) const { return (const bf16*)a.k + it.b * a.k_sb + it.g * a.k_sh + j * a.k_ss; }
+  const bf16* values_at(int64_t j) const { return (const bf16*)a.v + it.b * a.v_sb + it.g * a.v_sh + j * a.v_ss; }
+
   void tile_blocks() {
-    const TileAttention tiles{a,      it.b,           it.g,      it.q0,    group,     rows,
-                              limit,  w.queries,      w.keys,    w.values, w.scores,  w.bias,
-                              w.sums, (bf16*)w.probs, w.maximum, w.total,  w.rescale, w.padded};
-    tiles_begin();
+    const int64_t size = rows <= kFewRows ? kKeyBlock : kTileKeys;
+    const int64_t then = it.next_k1 - it.next_k0 < size ? it.next_k1 - it.next_k0 : size;
+    const bf16* then_keys = (const bf16*)a.k + it.next_b * a.k_sb + it.next_g * a.k_sh + it.next_k0 * a.k_ss;
+    const bf16* then_values = (const bf16*)a.v + it.next_b * a.v_sb + it.next_g * a.v_sh + it.next_k0 * a.v_ss;
+    const KeyStream next{(const char*)keys_at(0),
+                         (const char*)values_at(0),
+                         2 * a.k_ss,
+                         2 * a.v_ss,
+                         2 * a.D,
+                         size,
+                         it.k1,
+                         (const char*)then_keys,
+                         (const char*)then_values,
+                         rows <= kFewRows ? then : 0};
+    TileAttention tiles{a,         it.b,    it.g,      it.q0,    group,  rows,   limit,
+                        w.queries, w.keys,  w.values,  w.scores, w.bias, w.sums, (bf16*)w.probs,
+                        w.maximum, w.total, w.rescale, w.padded, next,   {}};
+    tiles.next.start(it.k0, it.asked);
+    if (rows <= kFewRows) {
+      few_tiles_begin();
+      few_blocks(tiles);
+    } else {
+      tiles_begin();
+      many_blocks(tiles);
+    }
+    tiles_end();
+  }
+
+  void few_blocks(const TileAttention& tiles) {
+    FewRows few(tiles);
+    if (!it.asked) few.next.rows(kKeyBlock);
+    few.pack_queries(query);
+    for (int64_t j0 = it.k0; j0 < it.k1; j0 += kKeyBlock) {
+      const int num_keys = it.k1 - j0 < kKeyBlock ? int(it.k1 - j0) : kKeyBlock;
+      if (!look(j0, num_keys)) continue;
+      const float* bias[kFewRows];
+      for (int i = 0; i < rows; ++i) bias[i] = bias_of(i);
+      few.few_keys(j0, num_keys, keys_at(j0), values_at(j0), visible, bias);
+    }
+    few.finish_few();
+  }
+
+  void many_blocks(TileAttention& tiles) {
     tiles.pack_queries(query);
     for (int64_t j0 = it.k0, j1; j0 < it.k1; j0 = j1) {
       j1 = (j0 / kTileKeys + 1) * kTileKeys;
       if (j1 > it.k1) j1 = it.k1;
-      tiles.keys_from(j0, int(j1 - j0), (const bf16*)a.k + it.b * a.k_sb + it.g * a.k_sh + j0 * a.k_ss,
-                      (const bf16*)a.v + it.b * a.v_sb + it.g * a.v_sh + j0 * a.v_ss);
+      tiles.keys_from(j0, int(j1 - j0), keys_at(j0), values_at(j0));
     }
-    tiles_end();
+    tiles.finish();
   }
 #endif
 
@@ -283,14 +331,27 @@ struct Block {
         float* to = it.partial + i * QWENOPT_ATTENTION_PARTIAL_FLOATS(a.D);
         to[0] = w.maximum[i];
         to[1] = w.total[i];
-        for (int64_t d = 0; d < w.padded; d += W) store(to + 16 + d, load(sums + d));
+        store_sums(sums, to + 16);
         continue;
       }
       const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
       T* out = (T*)a.out + ((it.b * a.S + s) * a.H + h) * a.D;
       const F inverse = set1(w.total[i] > 0.0f ? 1.0f / w.total[i] : w.total[i]);  // a NaN comes through
-      for (int64_t d = 0; d < a.D; d += W) store_upto(out + d, mul(load(sums + d), inverse), a.D - d);
+      store_output(sums, inverse, out);
     }
+  }
+
+  void store_sums(const float* sums, float* to) const {
+#if defined(QWENOPT_ISA_AMX)
+    if constexpr (kInTiles) return store_halves(sums, w.padded, to);
+#endif
+    for (int64_t d = 0; d < w.padded; d += W) store(to + d, load(sums + d));
+  }
+  void store_output(const float* sums, F inverse, T* out) const {
+#if defined(QWENOPT_ISA_AMX)
+    if constexpr (kInTiles) return store_halves(sums, inverse, a.D, out);
+#endif
+    for (int64_t d = 0; d < a.D; d += W) store_upto(out + d, mul(load(sums + d), inverse), a.D - d);
   }
 };
 
@@ -300,11 +361,9 @@ void run(const AttentionArgs& a, const AttentionItem& item) {
   block.start();
 #if defined(QWENOPT_ISA_AMX)
   if constexpr (sizeof(T) == 2) {
-    if (block.packed()) {
-      block.tile_blocks();
-      block.finish();
-      return;
-    }
+    block.tile_blocks();
+    block.finish();
+    return;
   }
 #endif
   for (int64_t j0 = item.k0; j0 < item.k1; j0 += kKeyBlock) {

@@ -28,8 +28,10 @@ struct AttentionArgs {
 // Queries q0..q1 of one batch entry and one key/value head, over keys k0..k1 (k0 a multiple of kKeyBlock).
 struct AttentionItem {
   int64_t b, g, q0, q1, k0, k1;
-  float* partial;  // null: write the output; else QWENOPT_ATTENTION_PARTIAL_FLOATS(D) a row
-  char* work;      // QWENOPT_ATTENTION_WORK_BYTES(D), 64-byte aligned, one per thread
+  float* partial;                            // null: write the output; else QWENOPT_ATTENTION_PARTIAL_FLOATS(D) a row
+  int64_t next_b, next_g, next_k0, next_k1;  // keys that this thread reads next; empty when next_k1 <= next_k0
+  bool asked;  // this item was the next one of the last call on this thread, which asked memory for it
+  char* work;  // QWENOPT_ATTENTION_WORK_BYTES(D), 64-byte aligned, one per thread
 };
 
 struct AttentionCombine {

@@ -13,9 +13,10 @@ namespace QWENOPT_ISA_NS {
 constexpr int kTileKeys = 2 * kKeyBlock;  // keys of one pass, cut at multiples of it
 constexpr int kTileQueries = 2 * kTile;   // rows that go through scores, softmax and values together
 
-// 2^x for x <= 0, to about 1e-7; -inf gives 0 and a NaN stays one.
+// 2^x for x <= 0, to about 1e-7; below 2^-125 it gives 0, and a NaN stays one. The lanes that give 0 are masked out of
+// the scaling: a result that underflows there costs a microcode assist, and every hidden key is one (see exp_below).
 static inline F exp2_below(F x) {
-  x = vmax(set1(-200.0f), x);
+  const __mmask16 kept = _mm512_cmp_ps_mask(x, set1(-125.0f), _CMP_NLT_UQ);
   const F n = round_int(x), r = sub(x, n);
   F p = set1(1.32764720e-3f);
   p = fma(p, r, set1(9.67554138e-3f));
@@ -23,7 +24,7 @@ static inline F exp2_below(F x) {
   p = fma(p, r, set1(2.40221197e-1f));
   p = fma(p, r, set1(6.93146967e-1f));
   p = fma(p, r, set1(1.00000007f));
-  return scale2(p, n);
+  return _mm512_maskz_scalef_ps(kept, p, n);
 }
 
 // Two rows of probabilities -> words of pairs. The instruction takes subnormals as zero, as the product would.
@@ -32,6 +33,77 @@ static inline __m512i join_probs(F even, F odd) {
                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   return _mm512_permutexvar_epi16(_mm512_load_si512(kPairs), (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
+
+// Keys and values of the blocks to come, asked for a few rows at a time between other work, so that memory is never
+// idle: for a few queries reading them is all that takes time. Block by block, keys before values, as they are used.
+struct KeyStream {
+  const char *keys, *values;  // of key 0
+  int64_t key_bytes, value_bytes, row_bytes;
+  int64_t size, last;                   // keys of a block; one past the last key
+  const char *then_keys, *then_values;  // the first block of the next item
+  int64_t then_rows;
+  const char* row = nullptr;
+  int64_t left = 0, stride = 0;
+  int64_t limit = 0;                       // blocks from this key on are too far ahead
+  int64_t block = 0;                       // what is being asked for
+  bool on_values = false, turned = false;  // turned: to the next item
+
+  // `asked`: the first block was asked for already.
+  void start(int64_t j0, bool asked) {
+    block = j0;
+    limit = j0 + 3 * size;
+    on_values = asked;
+    stride = key_bytes;
+    row = keys + j0 * stride;
+    left = asked ? 0 : end_of(j0) - j0;
+  }
+
+  int64_t end_of(int64_t j0) const {
+    const int64_t end = (j0 / size + 1) * size;
+    return end < last ? end : last;
+  }
+
+  bool advance() {
+    if (on_values) {
+      const int64_t next = end_of(block);
+      if (next >= last && then_rows > 0) return turn_to_next_item();
+      if (next >= last || next >= limit) return false;
+      block = next;
+    }
+    on_values = !on_values;
+    stride = on_values ? value_bytes : key_bytes;
+    row = (on_values ? values : keys) + block * stride;
+    left = end_of(block) - block;
+    return true;
+  }
+
+  void look_ahead_of(int64_t j0) {
+    if (!turned) limit = j0 + 3 * size;
+  }
+
+  bool turn_to_next_item() {
+    turned = true;
+    keys = then_keys;
+    values = then_values;
+    block = 0;
+    last = size = left = then_rows;
+    limit = 2 * size;
+    then_rows = 0;
+    on_values = false;
+    stride = key_bytes;
+    row = keys;
+    return true;
+  }
+
+  void rows(int n) {
+    for (; n > 0; --n) {
+      if (left == 0 && !advance()) return;
+      for (int64_t d = 0; d < row_bytes; d += 64) _mm_prefetch(row + d, _MM_HINT_T1);
+      row += stride;
+      --left;
+    }
+  }
+};
 
 // The rows of a work item and its buffers; see Work and Block.
 struct TileAttention {
@@ -44,6 +116,8 @@ struct TileAttention {
   bf16* probs;
   float *maximum, *total, *rescale;
   int64_t padded;
+  KeyStream next;
+  bool started[kQueryRows / kTileQueries];  // whether there are sums yet
 
   int64_t steps() const { return (a.D + kTileK - 1) / kTileK; }
 
@@ -62,20 +136,49 @@ struct TileAttention {
   uint32_t* query_tile(int row, int64_t step) const { return queries + (row / kTile * steps() + step) * kTileWords; }
 
   // Keys j0..j0+num_keys, which do not cross a multiple of kTileKeys.
-  void keys_from(int64_t j0, int num_keys, const bf16* key, const bf16* value) const {
+  void keys_from(int64_t j0, int num_keys, const bf16* key, const bf16* value) {
     const int tiles = (num_keys + kTile - 1) / kTile;
     const bool copied = a.D % kTileK != 0 || num_keys % kTile != 0;  // else a tile would reach past a row or the last
-    if (copied) copy_keys(key, num_keys, tiles * kTile);
-    const int64_t words = pack_values(value, a.v_ss, num_keys, a.D, padded, values);
+    const bool biased = a.mask_kind != kNoMask;
+    int64_t words = 0;
+    next.look_ahead_of(j0);
     for (int i = 0; i < rows; i += kTileQueries) {
       const int left = rows - i, q_tiles = left > kTile ? 2 : 1;
-      const bool biased = a.mask_kind != kNoMask;
       if (biased && !fill(i, j0, num_keys)) continue;
-      make_scores(i, q_tiles, copied ? (const bf16*)keys : key, copied ? steps() * kTileK : a.k_ss, tiles);
+      if (copied && words == 0) copy_keys(key, num_keys, tiles * kTile);
+      make_scores(i, q_tiles, copied ? (const bf16*)keys : key, copied ? steps() * kTileK : a.k_ss, tiles, scores);
       for (int t = 0; t < q_tiles; ++t) softmax(i + t * kTile, t, j0, num_keys, biased);
-      scale_sums(i, left < kTileQueries ? left : kTileQueries);
-      add_values(i, q_tiles, words);
+      bool& has_sums = started[i / kTileQueries];
+      if (has_sums) scale_sums(i, left < kTileQueries ? left : kTileQueries);
+      if (words == 0) {
+        pack_pairs(value, 0, num_keys, num_keys);
+        words = (num_keys + 1) / 2;
+      }
+      add_values(i, q_tiles, words, has_sums);
+      has_sums = true;
     }
+  }
+
+  // Rows that have seen no key: their sums are zero.
+  void finish() const {
+    for (int i = 0; i < rows; i += kTileQueries) {
+      if (started[i / kTileQueries]) continue;
+      for (int m = i; m < rows && m < i + kTileQueries; ++m) {
+        for (int64_t d = 0; d < padded; d += W) store(sums + m * padded + d, zero());
+      }
+    }
+  }
+
+  // Keys from..to of a block of num_keys, from even; where it ends a whole step of pairs is filled with zeros.
+  void pack_pairs(const bf16* value, int from, int to, int num_keys) {
+    for (int j = from; j < to; j += 2) {
+      next.rows(1);
+      const bf16* row = value + j * a.v_ss;
+      pair_rows(row, j + 1 < num_keys ? row + a.v_ss : nullptr, a.D, values + j / 2 * padded);
+    }
+    if (to < num_keys) return;
+    const int64_t words = (num_keys + 1) / 2, whole = (words + kTile - 1) / kTile * kTile;
+    for (int64_t d = words * padded; d < whole * padded; d += W) store((float*)values + d, zero());
   }
 
   void copy_keys(const bf16* key, int num_keys, int num_rows) const {
@@ -89,7 +192,7 @@ struct TileAttention {
   }
 
   // scores [key tile][q tile][16 keys][16 rows]
-  void make_scores(int i, int q_tiles, const bf16* key, int64_t stride, int tiles) const {
+  void make_scores(int i, int q_tiles, const bf16* key, int64_t stride, int tiles, float* scores) {
     const int64_t second = q_tiles == 2 ? steps() * kTileWords : 0;
     for (int j = 0; j < tiles; j += 2) {
       const bool two = j + 1 < tiles;
@@ -99,6 +202,7 @@ struct TileAttention {
       tile_zero<2>();
       tile_zero<3>();
       for (int64_t s = 0; s < steps(); ++s) {
+        next.rows(4);
         tile_load<4>(row + s * kTileK, 2 * stride);
         tile_load<6>(query_tile(i, s), 64);
         tile_step<0, 4, 6>();
@@ -155,7 +259,7 @@ struct TileAttention {
   }
 
   // Scores of q tile t (rows i..) -> probabilities [q tile][step of 32 keys][16 rows][16 pairs].
-  void softmax(int i, int t, int64_t j0, int num_keys, bool biased) const {
+  void softmax(int i, int t, int64_t j0, int num_keys, bool biased) {
     const int whole = (num_keys + kTileK - 1) / kTileK * kTileK;
     alignas(64) int32_t sees[kTile];
     int least = whole;
@@ -191,6 +295,7 @@ struct TileAttention {
     alignas(64) uint32_t words[kTileKeys / 2 * kTile];
     F sum0 = zero(), sum1 = zero();
     for (int j = 0; j < whole; j += 2) {
+      next.rows(1);
       const F p0 = exp2_below(mul(sub(mul(load(score + at(j)), factor), base), log2e));
       const F p1 = exp2_below(mul(sub(mul(load(score + at(j + 1)), factor), base), log2e));
       sum0 = add(sum0, p0);
@@ -219,18 +324,26 @@ struct TileAttention {
     }
   }
 
-  // sums of rows i.. += probabilities times values
-  void add_values(int i, int q_tiles, int64_t words) const {
+  // sums of rows i.. (+)= probabilities times values
+  void add_values(int i, int q_tiles, int64_t words, bool has_sums) {
     float *c0 = sums + i * padded, *c1 = c0 + kTile * padded;
     for (int64_t d = 0; d < padded; d += 2 * kTile) {
-      tile_load<0>(c0 + d, 4 * padded);
-      tile_load<1>(c0 + d + kTile, 4 * padded);
-      if (q_tiles == 2) {
+      if (has_sums) {
+        tile_load<0>(c0 + d, 4 * padded);
+        tile_load<1>(c0 + d + kTile, 4 * padded);
+      } else {
+        tile_zero<0>();
+        tile_zero<1>();
+        tile_zero<2>();
+        tile_zero<3>();
+      }
+      if (has_sums && q_tiles == 2) {
         tile_load<2>(c1 + d, 4 * padded);
         tile_load<3>(c1 + d + kTile, 4 * padded);
       }
       for (int64_t s = 0; s * kTile < words; ++s) {
         const uint32_t* v = values + s * kTile * padded + d;
+        next.rows(4);
         tile_load<4>(prob_tile(0, int(s)), 64);
         tile_load<6>(v, 4 * padded);
         tile_load<7>(v + kTile, 4 * padded);
