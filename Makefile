@@ -24,7 +24,7 @@ ifeq ($(HAVE_CXX),)
 endif
 KIND := $(if $(filter 1,$(QWENOPT_NO_NATIVE)),pure,native)
 
-.PHONY: help demo test bench lint format typecheck native install clean
+.PHONY: help demo test sanitize bench lint format typecheck native install clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,21 @@ demo: $(STAMPS)/$(KIND)  ## Compile the shipped demo models and compare them wit
 
 test: $(STAMPS)/test $(STAMPS)/$(KIND)  ## Run the tests (TEST_ARGS="-k rms_norm")
 	@$(BIN)/python -m pytest $(or $(TEST_ARGS),tests)
+
+# A copy of the package of its own, first on the path; `python -P` keeps the working directory off it. libasan must be
+# loaded before anything else, and libstdc++ with it, since it wraps what that throws. Python itself leaks.
+SANITIZED := build/sanitize
+SANITIZE_PRELOAD = $(foreach lib,libasan.so libstdc++.so,$(shell $(or $(CXX),g++) -print-file-name=$(lib)))
+sanitize: $(STAMPS)/test $(SANITIZED).stamp  ## Test the kernels under the address and undefined sanitizers (g++)
+	@$(BIN)/python setup.py --quiet build_py --build-lib $(SANITIZED) 2>/dev/null
+	LD_PRELOAD="$(SANITIZE_PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  PYTHONPATH=$(CURDIR)/$(SANITIZED) $(BIN)/python -P -m pytest tests/native \
+	  --ignore=tests/native/test_guards.py $(TEST_ARGS)
+
+$(SANITIZED).stamp: setup.py $(NATIVE_SOURCES) $(STAMPS)/run
+	@echo "Compiling the native extension with sanitizers: two or three minutes"
+	@$(BIN)/python setup.py --quiet build_ext --sanitize --build-lib $(SANITIZED) --build-temp $(SANITIZED).objects
+	@touch $@
 
 bench: $(STAMPS)/test $(STAMPS)/$(KIND)  ## Run the benchmarks (BENCH_ARGS="-k silu_mul")
 	@$(BIN)/python -m pytest bench -c bench/pytest.ini $(BENCH_ARGS)

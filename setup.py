@@ -52,6 +52,8 @@ CFLAGS = [
     "-Wno-maybe-uninitialized",
     *OPENMP,
 ]
+# Last on the command line: -O1 keeps the loops of the kernels as they are written, and -g1 the lines of a report.
+SANITIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
 def packages() -> tuple[list[str], dict[str, str]]:
@@ -80,10 +82,18 @@ def native_extensions() -> list[Extension]:
 class BuildNative(build_ext):
     """Compile each (file, instruction set) with its own flags, as many at a time as there are cores."""
 
+    user_options = [*build_ext.user_options, ("sanitize", None, "build with the address and undefined sanitizers")]
+    boolean_options = [*build_ext.boolean_options, "sanitize"]
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.sanitize = False
+
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
         macros = [("QWENOPT_X86", str(int(IS_X86))), ("QWENOPT_VERSION", f'"{self.distribution.get_version()}"')]
+        extra = SANITIZE if self.sanitize else []
         jobs = [(ext.sources, "base", ["-O2", f"-I{pybind11.get_include()}"])]
         for isa, flags in ISA_FLAGS.items():
             files = [f for f in sources("csrc/cpu/kernels") if isa != "amx" or Path(f).stem in AMX_KERNELS]
@@ -94,7 +104,7 @@ class BuildNative(build_ext):
             folder = Path(self.build_temp, isa)
             (folder / source).parent.mkdir(parents=True, exist_ok=True)
             return self.compiler.compile(
-                [source], output_dir=str(folder), macros=macros, extra_postargs=[*CFLAGS, *flags]
+                [source], output_dir=str(folder), macros=macros, extra_postargs=[*CFLAGS, *flags, *extra]
             )
 
         try:
@@ -106,7 +116,7 @@ class BuildNative(build_ext):
                 f"{error}; qwenopt needs g++ or clang++ with C++17, or QWENOPT_NO_NATIVE=1 for no native code"
             ) from error
         self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), extra_postargs=[*OPENMP, "-s"], target_lang="c++"
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=[*OPENMP, *(extra or ["-s"])], target_lang="c++"
         )
 
 

@@ -43,7 +43,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of qwenopt. Use them through qwenopt.native; docs/kernels.md describes the arguments.";
   m.def("build_info", &build_info, "What this module was built with");
-  m.def("cpu_isa", &qwenopt::best_isa, "Best instruction set of this host: 0 generic, 1 avx2, 2 avx512, 3 avx512bf16, 4 amx");
+  m.def("cpu_isa", &qwenopt::best_isa,
+        "Best instruction set of this host: 0 generic, 1 avx2, 2 avx512, 3 avx512bf16, 4 amx");
   m.def("isa_name", &qwenopt::isa_name, py::arg("isa"));
   qwenopt::register_linear(m);
   qwenopt::register_rms_norm(m);

@@ -6,9 +6,9 @@
 namespace qwenopt {
 namespace {
 
-RowsStep<RmsNormArgs> add_rms_norm_step(uintptr_t x, uintptr_t residual, uintptr_t weight, uintptr_t out, uintptr_t sum, int64_t rows,
-                     int64_t cols, int64_t x_stride, int64_t residual_stride, double eps, int dtype, int threads,
-                     int isa) {
+RowsStep<RmsNormArgs> add_rms_norm_step(uintptr_t x, uintptr_t residual, uintptr_t weight, uintptr_t out, uintptr_t sum,
+                                        int64_t rows, int64_t cols, int64_t x_stride, int64_t residual_stride,
+                                        double eps, int dtype, int threads, int isa) {
   check_common("add_rms_norm", dtype, threads);
   check_size("add_rms_norm", "rows", rows);
   check_size("add_rms_norm", "cols", cols, 1);
@@ -29,9 +29,9 @@ RowsStep<RmsNormArgs> add_rms_norm_step(uintptr_t x, uintptr_t residual, uintptr
 
 void register_add_rms_norm(py::module_& m) {
   define_step<&add_rms_norm_step>(m, "add_rms_norm", "sum = residual + x; out = rms_norm(sum)", py::arg("x"),
-        py::arg("residual"), py::arg("weight"), py::arg("out"), py::arg("sum"), py::arg("rows"), py::arg("cols"),
-        py::arg("x_stride"), py::arg("residual_stride"), py::arg("eps"), py::arg("dtype"), py::arg("threads"),
-        py::arg("isa") = -1);
+                                  py::arg("residual"), py::arg("weight"), py::arg("out"), py::arg("sum"),
+                                  py::arg("rows"), py::arg("cols"), py::arg("x_stride"), py::arg("residual_stride"),
+                                  py::arg("eps"), py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);
 }
 
 }  // namespace qwenopt

@@ -133,7 +133,8 @@ int64_t scratch_bytes_py(int64_t M, int64_t N, int64_t K, int dtype, int threads
 }
 
 LinearStep linear_step(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, uintptr_t scratch, int64_t M,
-               int64_t N, int64_t K, int64_t x_stride, int64_t weight_stride, int64_t out_stride, int dtype, int threads, int isa) {
+                       int64_t N, int64_t K, int64_t x_stride, int64_t weight_stride, int64_t out_stride, int dtype,
+                       int threads, int isa) {
   check_common("linear", dtype, threads);
   check_size("linear", "M", M);
   check_size("linear", "N", N, 1);
@@ -145,8 +146,8 @@ LinearStep linear_step(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t 
     if (K > 0) check_pointer("linear", "x", x);
     if (K > 0) check_pointer("linear", "weight", weight);
   }
-  const LinearArgs args{pointer(x), pointer(weight), pointer(bias), pointer(out), M, N, K, x_stride, weight_stride,
-                        out_stride, dtype, nullptr, 0};
+  const LinearArgs args{pointer(x), pointer(weight), pointer(bias), pointer(out), M,       N, K,
+                        x_stride,   weight_stride,   out_stride,    dtype,        nullptr, 0};
   if (in_tiles(M, K, dtype, isa)) check_pointer("linear", "scratch", scratch);
   return {args, pointer<char>(scratch), threads, isa};
 }
@@ -155,9 +156,9 @@ LinearStep linear_step(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t 
 
 void register_linear(py::module_& m) {
   define_step<&linear_step>(m, "linear", "out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n]", py::arg("x"),
-        py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("scratch"), py::arg("M"), py::arg("N"), py::arg("K"),
-        py::arg("x_stride"), py::arg("weight_stride"), py::arg("out_stride"), py::arg("dtype"), py::arg("threads"),
-        py::arg("isa") = -1);
+                            py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("scratch"), py::arg("M"),
+                            py::arg("N"), py::arg("K"), py::arg("x_stride"), py::arg("weight_stride"),
+                            py::arg("out_stride"), py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);
   m.def("linear_scratch_bytes", &scratch_bytes_py, "Bytes of scratch that linear needs", py::arg("M"), py::arg("N"),
         py::arg("K"), py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);
 }

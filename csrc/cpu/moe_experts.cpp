@@ -206,9 +206,9 @@ int64_t scratch_bytes_py(int64_t T, int64_t N, int64_t I, int64_t E, int64_t K, 
   return layout(T, N, I, E, K, dtype).total;
 }
 
-MoeExpertsStep moe_experts_step(uintptr_t x, uintptr_t indices, uintptr_t weights, uintptr_t gate_up, uintptr_t down, uintptr_t out,
-                    uintptr_t scratch, int64_t T, int64_t N, int64_t I, int64_t E, int64_t K, int64_t x_stride,
-                    int dtype, int threads, int isa) {
+MoeExpertsStep moe_experts_step(uintptr_t x, uintptr_t indices, uintptr_t weights, uintptr_t gate_up, uintptr_t down,
+                                uintptr_t out, uintptr_t scratch, int64_t T, int64_t N, int64_t I, int64_t E, int64_t K,
+                                int64_t x_stride, int dtype, int threads, int isa) {
   const char* op = "moe_experts";
   check_common(op, dtype, threads);
   check_sizes(T, N, I, E, K);
@@ -250,9 +250,10 @@ MoeExpertsStep moe_experts_step(uintptr_t x, uintptr_t indices, uintptr_t weight
 
 void register_moe_experts(py::module_& m) {
   define_step<&moe_experts_step>(m, "moe_experts", "The chosen experts' SwiGLU blocks and their weighted sum",
-        py::arg("x"), py::arg("indices"), py::arg("weights"), py::arg("gate_up"), py::arg("down"), py::arg("out"),
-        py::arg("scratch"), py::arg("T"), py::arg("N"), py::arg("I"), py::arg("E"), py::arg("K"), py::arg("x_stride"),
-        py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);
+                                 py::arg("x"), py::arg("indices"), py::arg("weights"), py::arg("gate_up"),
+                                 py::arg("down"), py::arg("out"), py::arg("scratch"), py::arg("T"), py::arg("N"),
+                                 py::arg("I"), py::arg("E"), py::arg("K"), py::arg("x_stride"), py::arg("dtype"),
+                                 py::arg("threads"), py::arg("isa") = -1);
   m.def("moe_experts_scratch_bytes", &scratch_bytes_py, "Bytes of scratch that moe_experts needs", py::arg("T"),
         py::arg("N"), py::arg("I"), py::arg("E"), py::arg("K"), py::arg("dtype"), py::arg("threads"));
 }

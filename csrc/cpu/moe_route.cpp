@@ -7,8 +7,9 @@
 namespace qwenopt {
 namespace {
 
-RowsStep<MoeRouteArgs> moe_route_step(uintptr_t logits, uintptr_t weights_out, uintptr_t indices_out, int64_t T, int64_t E, int64_t K,
-                  int64_t logits_stride, bool norm, int dtype, int threads, int isa) {
+RowsStep<MoeRouteArgs> moe_route_step(uintptr_t logits, uintptr_t weights_out, uintptr_t indices_out, int64_t T,
+                                      int64_t E, int64_t K, int64_t logits_stride, bool norm, int dtype, int threads,
+                                      int isa) {
   check_common("moe_route", dtype, threads);
   check_size("moe_route", "T", T);
   QWENOPT_CHECK(E >= 1 && E <= kMaxRouteExperts, "moe_route: ", E, " experts; it must be 1..", kMaxRouteExperts);
@@ -28,8 +29,9 @@ RowsStep<MoeRouteArgs> moe_route_step(uintptr_t logits, uintptr_t weights_out, u
 
 void register_moe_route(py::module_& m) {
   define_step<&moe_route_step>(m, "moe_route", "softmax over the experts, then the k largest", py::arg("logits"),
-        py::arg("weights_out"), py::arg("indices_out"), py::arg("T"), py::arg("E"), py::arg("K"),
-        py::arg("logits_stride"), py::arg("norm"), py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);
+                               py::arg("weights_out"), py::arg("indices_out"), py::arg("T"), py::arg("E"), py::arg("K"),
+                               py::arg("logits_stride"), py::arg("norm"), py::arg("dtype"), py::arg("threads"),
+                               py::arg("isa") = -1);
 }
 
 }  // namespace qwenopt

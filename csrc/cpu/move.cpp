@@ -55,8 +55,22 @@ MoveRowsStep move_rows_step(uintptr_t to, uintptr_t from, uintptr_t positions, i
     check_pointer("move_rows", "from", from);
   }
   const int members = B * G * S * row_bytes <= kSerialBytes ? 1 : threads;
-  return {pointer<char>(to), pointer<const char>(from), pointer<const int64_t>(positions),
-          first,  B, G, S, L, row_bytes, to_sb, to_sg, to_ss, from_sb, from_sg, from_ss, members};
+  return {pointer<char>(to),
+          pointer<const char>(from),
+          pointer<const int64_t>(positions),
+          first,
+          B,
+          G,
+          S,
+          L,
+          row_bytes,
+          to_sb,
+          to_sg,
+          to_ss,
+          from_sb,
+          from_sg,
+          from_ss,
+          members};
 }
 
 // out[i] = i + (base ? *base : 0)
@@ -103,11 +117,11 @@ AdvanceStep advance_step(uintptr_t at, int64_t count, int64_t value, int threads
 }  // namespace
 
 void register_move(py::module_& m) {
-  define_step<&move_rows_step>(m, "move_rows", "to[b, g, position of s] = from[b, g, s]", py::arg("to"), py::arg("source"),
-                               py::arg("positions"), py::arg("first"), py::arg("B"), py::arg("G"), py::arg("S"),
-                               py::arg("L"), py::arg("row_bytes"), py::arg("to_sb"), py::arg("to_sg"), py::arg("to_ss"),
-                               py::arg("from_sb"), py::arg("from_sg"), py::arg("from_ss"), py::arg("threads"),
-                               py::arg("isa") = -1);
+  define_step<&move_rows_step>(m, "move_rows", "to[b, g, position of s] = from[b, g, s]", py::arg("to"),
+                               py::arg("source"), py::arg("positions"), py::arg("first"), py::arg("B"), py::arg("G"),
+                               py::arg("S"), py::arg("L"), py::arg("row_bytes"), py::arg("to_sb"), py::arg("to_sg"),
+                               py::arg("to_ss"), py::arg("from_sb"), py::arg("from_sg"), py::arg("from_ss"),
+                               py::arg("threads"), py::arg("isa") = -1);
   define_step<&count_from_step>(m, "count_from", "out[i] = base + i", py::arg("out"), py::arg("base"), py::arg("count"),
                                 py::arg("threads"), py::arg("isa") = -1);
   define_step<&advance_step>(m, "advance", "at[i] += value", py::arg("at"), py::arg("count"), py::arg("value"),

@@ -39,12 +39,12 @@ inline void check_size(const char* op, const char* name, int64_t value, int64_t 
 
 // Kernel files are compiled once per instruction set into namespaces of that name; these two macros declare and pick.
 #if QWENOPT_X86
-#define QWENOPT_PICK(isa, fn)                       \
+#define QWENOPT_PICK(isa, fn)                         \
   ((isa) == ::qwenopt::kAmx          ? amx::fn        \
    : (isa) == ::qwenopt::kAvx512Bf16 ? avx512bf16::fn \
-   : (isa) == ::qwenopt::kAvx512   ? avx512::fn     \
-   : (isa) == ::qwenopt::kAvx2     ? avx2::fn       \
-                                   : generic::fn)
+   : (isa) == ::qwenopt::kAvx512     ? avx512::fn     \
+   : (isa) == ::qwenopt::kAvx2       ? avx2::fn       \
+                                     : generic::fn)
 #else
 #define QWENOPT_PICK(isa, fn) (generic::fn)
 #endif

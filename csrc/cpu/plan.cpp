@@ -23,7 +23,7 @@ std::map<std::string, MakePlannedStep>& step_makers() {
   return makers;
 }
 
-using PyOperand = std::tuple<int, int64_t, int64_t>;                      // slot, scale, offset
+using PyOperand = std::tuple<int, int64_t, int64_t>;                   // slot, scale, offset
 using PyStep = std::tuple<std::string, std::vector<PyOperand>, bool>;  // op, operands, barrier afterwards
 
 class Plan {
@@ -74,10 +74,7 @@ class Plan {
       members = std::max(members, entry.step->members());
     }
     in_team(members, [this, ends](const Team& team) { run_steps(team, ends); });
-    for (Entry& entry : entries_) {
-      entry.step->finish();
-      if (entry.step->failed()) return;
-    }
+    for (Entry& entry : entries_) entry.step->finish();  // the first that failed raises
   }
 
   void add(const std::string& op, const std::vector<PyOperand>& operands, bool barrier) {

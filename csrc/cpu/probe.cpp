@@ -42,10 +42,11 @@ double peak_bf16_py(int threads, int64_t iterations, int isa) {
 }  // namespace
 
 void register_probe(py::module_& m) {
-  m.def("read_bandwidth", &read_bandwidth_py, "Read every byte once; returns the sum of the 64-bit words", py::call_guard<py::gil_scoped_release>(),
-        py::arg("ptr"), py::arg("bytes"), py::arg("threads"), py::arg("isa") = -1);
-  m.def("peak_bf16", &peak_bf16_py, "Multiply from registers; returns the floating point operations done", py::call_guard<py::gil_scoped_release>(),
-        py::arg("threads"), py::arg("iters"), py::arg("isa") = -1);
+  m.def("read_bandwidth", &read_bandwidth_py, "Read every byte once; returns the sum of the 64-bit words",
+        py::call_guard<py::gil_scoped_release>(), py::arg("ptr"), py::arg("bytes"), py::arg("threads"),
+        py::arg("isa") = -1);
+  m.def("peak_bf16", &peak_bf16_py, "Multiply from registers; returns the floating point operations done",
+        py::call_guard<py::gil_scoped_release>(), py::arg("threads"), py::arg("iters"), py::arg("isa") = -1);
 }
 
 }  // namespace qwenopt

@@ -7,10 +7,11 @@
 namespace qwenopt {
 namespace {
 
-RowsStep<QkNormRopeArgs> qk_norm_rope_step(uintptr_t q, uintptr_t k, uintptr_t q_weight, uintptr_t k_weight, uintptr_t cos, uintptr_t sin,
-                     uintptr_t q_out, uintptr_t k_out, int64_t B, int64_t S, int64_t H, int64_t G, int64_t D,
-                     int64_t q_sb, int64_t q_ss, int64_t q_sh, int64_t k_sb, int64_t k_ss, int64_t k_sh, int64_t cos_sb,
-                     int64_t cos_ss, double eps, int dtype, int threads, int isa) {
+RowsStep<QkNormRopeArgs> qk_norm_rope_step(uintptr_t q, uintptr_t k, uintptr_t q_weight, uintptr_t k_weight,
+                                           uintptr_t cos, uintptr_t sin, uintptr_t q_out, uintptr_t k_out, int64_t B,
+                                           int64_t S, int64_t H, int64_t G, int64_t D, int64_t q_sb, int64_t q_ss,
+                                           int64_t q_sh, int64_t k_sb, int64_t k_ss, int64_t k_sh, int64_t cos_sb,
+                                           int64_t cos_ss, double eps, int dtype, int threads, int isa) {
   const char* op = "qk_norm_rope";
   check_common(op, dtype, threads);
   check_size(op, "B", B);
@@ -63,12 +64,12 @@ RowsStep<QkNormRopeArgs> qk_norm_rope_step(uintptr_t q, uintptr_t k, uintptr_t q
 }  // namespace
 
 void register_qk_norm_rope(py::module_& m) {
-  define_step<&qk_norm_rope_step>(m, "qk_norm_rope", "rms_norm of each query and key head, then rotary embedding",
-        py::arg("q"), py::arg("k"), py::arg("q_weight"), py::arg("k_weight"), py::arg("cos"), py::arg("sin"),
-        py::arg("q_out"), py::arg("k_out"), py::arg("B"), py::arg("S"), py::arg("H"), py::arg("G"), py::arg("D"),
-        py::arg("q_sb"), py::arg("q_ss"), py::arg("q_sh"), py::arg("k_sb"), py::arg("k_ss"), py::arg("k_sh"),
-        py::arg("cos_sb"), py::arg("cos_ss"), py::arg("eps"), py::arg("dtype"), py::arg("threads"),
-        py::arg("isa") = -1);
+  define_step<&qk_norm_rope_step>(
+      m, "qk_norm_rope", "rms_norm of each query and key head, then rotary embedding", py::arg("q"), py::arg("k"),
+      py::arg("q_weight"), py::arg("k_weight"), py::arg("cos"), py::arg("sin"), py::arg("q_out"), py::arg("k_out"),
+      py::arg("B"), py::arg("S"), py::arg("H"), py::arg("G"), py::arg("D"), py::arg("q_sb"), py::arg("q_ss"),
+      py::arg("q_sh"), py::arg("k_sb"), py::arg("k_ss"), py::arg("k_sh"), py::arg("cos_sb"), py::arg("cos_ss"),
+      py::arg("eps"), py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);
 }
 
 }  // namespace qwenopt

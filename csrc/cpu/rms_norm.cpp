@@ -7,8 +7,8 @@
 namespace qwenopt {
 namespace {
 
-RowsStep<RmsNormArgs> rms_norm_step(uintptr_t x, uintptr_t weight, uintptr_t out, int64_t rows, int64_t cols, int64_t x_stride, double eps,
-                 int dtype, int threads, int isa) {
+RowsStep<RmsNormArgs> rms_norm_step(uintptr_t x, uintptr_t weight, uintptr_t out, int64_t rows, int64_t cols,
+                                    int64_t x_stride, double eps, int dtype, int threads, int isa) {
   check_common("rms_norm", dtype, threads);
   check_size("rms_norm", "rows", rows);
   check_size("rms_norm", "cols", cols, 1);
@@ -27,8 +27,8 @@ RowsStep<RmsNormArgs> rms_norm_step(uintptr_t x, uintptr_t weight, uintptr_t out
 
 void register_rms_norm(py::module_& m) {
   define_step<&rms_norm_step>(m, "rms_norm", "out = weight * round(x / rms(x))", py::arg("x"), py::arg("weight"),
-        py::arg("out"), py::arg("rows"), py::arg("cols"), py::arg("x_stride"), py::arg("eps"), py::arg("dtype"),
-        py::arg("threads"), py::arg("isa") = -1);
+                              py::arg("out"), py::arg("rows"), py::arg("cols"), py::arg("x_stride"), py::arg("eps"),
+                              py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);
 }
 
 }  // namespace qwenopt

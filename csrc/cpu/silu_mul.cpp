@@ -7,8 +7,8 @@
 namespace qwenopt {
 namespace {
 
-RowsStep<SiluMulArgs> silu_mul_step(uintptr_t gate, uintptr_t up, uintptr_t out, int64_t rows, int64_t cols, int64_t gate_stride,
-                 int64_t up_stride, int dtype, int threads, int isa) {
+RowsStep<SiluMulArgs> silu_mul_step(uintptr_t gate, uintptr_t up, uintptr_t out, int64_t rows, int64_t cols,
+                                    int64_t gate_stride, int64_t up_stride, int dtype, int threads, int isa) {
   check_common("silu_mul", dtype, threads);
   check_size("silu_mul", "rows", rows);
   check_size("silu_mul", "cols", cols);
@@ -27,8 +27,8 @@ RowsStep<SiluMulArgs> silu_mul_step(uintptr_t gate, uintptr_t up, uintptr_t out,
 
 void register_silu_mul(py::module_& m) {
   define_step<&silu_mul_step>(m, "silu_mul", "out = silu(gate) * up", py::arg("gate"), py::arg("up"), py::arg("out"),
-        py::arg("rows"), py::arg("cols"), py::arg("gate_stride"), py::arg("up_stride"), py::arg("dtype"),
-        py::arg("threads"), py::arg("isa") = -1);
+                              py::arg("rows"), py::arg("cols"), py::arg("gate_stride"), py::arg("up_stride"),
+                              py::arg("dtype"), py::arg("threads"), py::arg("isa") = -1);
 }
 
 }  // namespace qwenopt

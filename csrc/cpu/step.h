@@ -2,8 +2,9 @@
 // a plan it is one of many.
 //
 // A step has `int members` (how many threads it is worth), `void run(const Team&)` (called by every member of the team,
-// which may be larger or smaller than `members`), and `void finish()` (afterwards, by the caller; may throw). One that can
-// fail has `bool failed() const` as well: what follows it in a plan is then left out. A step is copied before it runs.
+// which may be larger or smaller than `members`), and `void finish()` (afterwards, by the caller; may throw). One that
+// can fail has `bool failed() const` as well: what follows it in a plan is then left out. A step is copied before it
+// runs.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -29,9 +29,9 @@ static inline void store_sums(const F* acc, int count, float* out) {
   }
 }
 
-// What is asked for ahead goes to the second-level cache, not the first: 1.0 times a plain read's speed instead of 0.7 for
-// M = 1 and 2, 0.9 instead of 0.86 for M = 4 (K = 1024..3072, 2 cores of Granite Rapids, 2026-11-24). The first level has
-// too few lines in flight to wait for memory.
+// What is asked for ahead goes to the second-level cache, not the first: 1.0 times a plain read's speed instead of 0.7
+// for M = 1 and 2, 0.9 instead of 0.86 for M = 4 (K = 1024..3072, 2 cores of Granite Rapids, 2026-11-24). The first
+// level has too few lines in flight to wait for memory.
 template <class P>
 static inline void ask_ahead(const P* at) {
   __builtin_prefetch(at, 0, 2);

@@ -83,8 +83,7 @@ static inline void down_tiles(const MoeExpertsArgs& a, const ExpertRows& r, int6
         for (int m = 0; m < rows; ++m) scale[m] = to_float(((const bf16*)a.weights)[pairs[m]]);
         const F scales = load(scale);
         finish_tiles(
-            2, y + i * kTileWords, width * kTileWords, rows,
-            [=](F x, int) { return mul(round_to<bf16>(x), scales); },
+            2, y + i * kTileWords, width * kTileWords, rows, [=](F x, int) { return mul(round_to<bf16>(x), scales); },
             [=, to = (bf16*)a.weighted + c, N = a.N](int m) { return to + pairs[m] * N; });
       }
     }

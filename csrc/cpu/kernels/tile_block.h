@@ -123,8 +123,7 @@ static inline __m512i join_pair(F even, F odd) {
 // what is written is read by the next op, and around the caches it went to memory and back (0.6B, 512 tokens, whole
 // prefill 445 ms with streaming stores, 373 without; 2 cores of Granite Rapids, 2026-11-25).
 template <class Change, class Row>
-static inline void finish_tiles(int n_tiles, const float* sums, int64_t sum_stride, int rows, Change change,
-                                Row row) {
+static inline void finish_tiles(int n_tiles, const float* sums, int64_t sum_stride, int rows, Change change, Row row) {
   alignas(64) uint32_t words[kTile * W], lines[kTile * W];
   const uint32_t* at[kTile];
   for (int n = 0; n < kTile * n_tiles; n += 2) {

@@ -40,7 +40,7 @@ static inline F load(const bf16* p) {
 }
 static inline F load_n(const float* p, int n) {
   F out = zero();
-  for (int i = 0; i < n; ++i) out[i] = p[i];
+  __builtin_memcpy(&out, p, size_t(n) * sizeof(float));  // p may lie anywhere: weights come from mapped files
   return out;
 }
 static inline F load_n(const bf16* p, int n) {
