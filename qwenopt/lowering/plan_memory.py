@@ -58,7 +58,7 @@ def barriers(steps: Sequence[Step], layout: Layout, read_only: Collection[Buffer
     write what they read.
 
     Tensors from outside may share memory, so a write to one is taken for a write to all, but for those that nobody
-    writes to (`read_only`: nothing else can be written through an alias of them, see `Plan`).
+    writes to (`read_only`: parameters of an inference graph, see plan_run).
     """
 
     def spans(buffers: Iterable[Buffer]) -> set[tuple[int, int]]:
