@@ -1,0 +1,1 @@
+"""What runs around the compiled model: the paged cache and the generation loop."""
