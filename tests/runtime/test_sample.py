@@ -60,7 +60,7 @@ def test_frequencies_are_those_of_the_filtered_distribution(params: SamplingPara
     assert chi < freedom + 5 * (2 * freedom) ** 0.5 + 15
 
 
-@pytest.mark.parametrize("params", [p for p in SETTINGS if 0 < p.top_k], ids=str)
+@pytest.mark.parametrize("params", [p for p in SETTINGS if p.top_k > 0], ids=str)
 def test_candidates_by_topk_are_those_of_the_whole_vocabulary(params: SamplingParams) -> None:
     few, all_ = Sampler(3, max_top_k=20), Sampler(3, max_top_k=None)
     for row in range(3):
