@@ -1,1 +1,1 @@
-"""What runs around the compiled model: the paged cache and the generation loop."""
+"""What runs around the compiled model: the paged cache, sampling, Qwen3's thinking under control, the decode loop."""

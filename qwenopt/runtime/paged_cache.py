@@ -147,6 +147,10 @@ class PagedKVCache(Cache):
         self._not_in_batch("free")
         self.rows.free(row)
 
+    def check_opened(self) -> None:
+        """Raise QwenoptError where the cache's rows are those of a batch."""
+        self._not_in_batch("packed rows")
+
     def _not_in_batch(self, what: str) -> None:
         if self._batch:
             raise QwenoptError(
