@@ -113,6 +113,8 @@ class PagedKVCache(Cache):
     def _mark_static(self) -> None:
         for t in (*self._tensors(), self.places.block_table, self.places.slots, self.places.length):
             torch._dynamo.mark_static_address(t)
+        for t in self._tensors():  # one graph for pools of any number of pages
+            torch._dynamo.maybe_mark_dynamic(t, 0)
 
     def _copy_page(self, source: int, target: int) -> None:
         for t in self._tensors():
@@ -223,8 +225,8 @@ class PagedKVCache(Cache):
         self.places.length.zero_()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Cut the rows of the batch. The number means what it means to the installed transformers: how many tokens go
-        (from 5.20 on), or how many stay (before; negative: how many go)."""
+        """Cut the rows of the batch. The number means what it means to the installed transformers: how many tokens go,
+        or, in older versions, how many stay (negative: how many go)."""
         length = self.rows[self._batch[0]].length if self._batch else 0
         if "tokens_to_remove" in inspect.signature(Cache.crop).parameters or tokens_to_remove < 0:
             length -= abs(tokens_to_remove)
