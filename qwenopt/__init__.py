@@ -12,11 +12,22 @@ if TYPE_CHECKING:
     from qwenopt.demo.load import demo_model
     from qwenopt.report import Report, last_report
     from qwenopt.runtime.generate import generate
+    from qwenopt.runtime.hf_generate import hf_generate
     from qwenopt.runtime.paged_cache import PagedKVCache
 
 __version__ = "0.1.0"
 
-__all__ = ["PagedKVCache", "Report", "__version__", "compile", "demo_model", "explain", "generate", "last_report"]
+__all__ = [
+    "PagedKVCache",
+    "Report",
+    "__version__",
+    "compile",
+    "demo_model",
+    "explain",
+    "generate",
+    "hf_generate",
+    "last_report",
+]
 
 # Public name -> the module that defines it.
 _HOME = {
@@ -26,6 +37,7 @@ _HOME = {
     "demo_model": "qwenopt.demo.load",
     "explain": "qwenopt.api",
     "generate": "qwenopt.runtime.generate",
+    "hf_generate": "qwenopt.runtime.hf_generate",
     "last_report": "qwenopt.report",
 }
 
