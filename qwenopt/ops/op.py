@@ -53,17 +53,19 @@ class Op:
 
     `check(*args)` raises on arguments whose shapes do not fit, with their values; the reference calls it too. Kernels
     read raw memory, so it stands before every way to one but the direct plan, whose graph was checked on fake tensors.
-    `fake` replaces the reference under fake tensors where the reference itself depends on data.
+    `fake` replaces the reference under fake tensors where the reference itself depends on data. `mutates` names the
+    arguments that the op writes to; it must not be given two that share memory.
     """
 
     reference: Callable[..., Any]
     check: Callable[..., None] | None = None
     fake: Callable[..., Any] | None = None
+    mutates: tuple[str, ...] = ()
     providers: list[Provider] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.name = self.reference.__name__
-        self.schema: str = infer_schema(self.reference, mutates_args=())
+        self.schema: str = infer_schema(self.reference, mutates_args=self.mutates)
         self.signature = inspect.signature(self.reference)
         self.default = self._define("", self.reference, "CompositeExplicitAutograd")
 
