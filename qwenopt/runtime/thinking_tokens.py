@@ -17,7 +17,9 @@ from qwenopt.ops.budget_state import MAX_EOS, MISSING_SHIFT, NO_ID, NUM_IDS, Bit
 from qwenopt.runtime.thinking import ThinkingConfig
 
 START, END = "<think>", "</think>"
-SENTENCE = "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n</think>"
+SENTENCE = (
+    f"Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n{END}"
+)
 TEXTS = {"qwen3": f"\n\n{SENTENCE}\n\n", "report": f"{SENTENCE}.\n\n", "short": f"\n{END}\n\n", "bare": END}
 EMPTY_BLOCK = f"{START}\n\n{END}\n\n"  # what the chat template writes for enable_thinking=False
 # Ends of sentences in the scripts that have marks of their own, and what may close behind one.

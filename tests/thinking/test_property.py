@@ -139,10 +139,10 @@ def run_round(seed: int, tokens: ThinkingTokens, tokenizer: Any, text: Text, see
         found = twin.step(torch.tensor(sampled), signals).tolist()
         wanted = [o.step(t, *s) for (o, _), t, s in zip(rows, sampled, signals.tolist(), strict=True)]
         assert found == wanted, f"round {seed}, step {step}"
+        seen.update(oracle.reason for oracle, _ in rows)
     for row, (oracle, _) in enumerate(rows):
         assert twin.both[0].stats(row) == oracle.stats()
         assert oracle.stats().generated_tokens == len(oracle.out)
-        seen.add(oracle.reason)
 
 
 def check_guard(
@@ -165,8 +165,8 @@ def test_thousand_streams_equal_the_oracle(part: int, tokens: ThinkingTokens, to
     for seed in range(part, ROUNDS, 4):
         run_round(seed, tokens, tokenizer, text, seen)
     # Streams in which nothing happens would prove nothing.
-    assert seen >= {"natural", "tool", "eos", "disabled", "manual", "budget", "reserve", "margin", "loop"}
-    assert seen & {"window", "entropy", "probe"}
+    assert seen >= {"natural", "tool", "eos", "disabled", "manual", "budget", "reserve", "window"}
+    assert seen >= {"margin", "loop", "entropy", "probe"}
 
 
 def test_columns_are_numbered_without_gaps() -> None:
