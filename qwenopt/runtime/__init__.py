@@ -1,1 +1,1 @@
-"""What a decode loop is made of beside the model: sampling, and Qwen3's thinking under control."""
+"""What runs around the compiled model: the paged cache, sampling, Qwen3's thinking under control, the decode loop."""

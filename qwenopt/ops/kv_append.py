@@ -1,0 +1,111 @@
+"""kv_append: write new keys and values into their places in a pool of pages (Kwon et al., arXiv 2309.06180)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qwenopt.ops.op import Op
+
+# An int8 pool keeps one float32 scale for each token and head: `value = code * scale`, codes -127..127.
+INT8_MAX = 127
+
+
+def check_pools(op: str, k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
+    """Raise unless these are the two pools of one layer, with scales exactly when they hold int8."""
+    torch._check(
+        k_pool.dim() == 4 and k_pool.shape == v_pool.shape and k_pool.dtype == v_pool.dtype,
+        lambda: (
+            f"{op}: k_pool {tuple(k_pool.shape)} {k_pool.dtype} and v_pool {tuple(v_pool.shape)} {v_pool.dtype}; "
+            "need (pages, G, page_size, D) twice in one dtype"
+        ),
+    )
+    scales = [s for s in (k_scale, v_scale) if s is not None]
+    torch._check(
+        len(scales) == (2 if k_pool.dtype == torch.int8 else 0),
+        lambda: f"{op}: {len(scales)} scales for pools of {k_pool.dtype}; int8 pools have two, others none",
+    )
+    for scale in scales:
+        torch._check(
+            scale.shape == k_pool.shape[:3] and scale.dtype == torch.float32,
+            lambda: (
+                f"{op}: scale {tuple(scale.shape)} {scale.dtype}; "
+                f"need (pages, G, page_size) = {tuple(k_pool.shape[:3])} torch.float32"
+            ),
+        )
+
+
+def _check(
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    slots: Tensor,
+) -> None:
+    check_pools("kv_append", k_pool, v_pool, k_scale, v_scale)
+    torch._check(
+        k.dim() == 4 and k.shape == v.shape and k.shape[1] == k_pool.shape[1] and k.shape[3] == k_pool.shape[3],
+        lambda: (
+            f"kv_append: k {tuple(k.shape)} and v {tuple(v.shape)}; need (B, G, S, D) twice "
+            f"with G = {k_pool.shape[1]} and D = {k_pool.shape[3]}"
+        ),
+    )
+    torch._check(
+        slots.dim() == 1 and slots.shape[0] == k.shape[0] * k.shape[2] and slots.dtype == torch.int64,
+        lambda: (
+            f"kv_append: slots {tuple(slots.shape)} {slots.dtype}; need one torch.int64 for each token, "
+            f"({k.shape[0] * k.shape[2]},)"
+        ),
+    )
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes int8 [..., D] and scales float32 [...] of `x` [..., D]: `largest / 127` for each token and head."""
+    largest = x.float().abs().amax(-1)
+    inverse = torch.where(largest > 0, INT8_MAX / largest, 0.0)
+    return torch.round(x.float() * inverse[..., None]).to(torch.int8), largest / INT8_MAX
+
+
+def kv_append(
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    slots: Tensor,
+) -> None:
+    """Write each token's keys and values to its slot: `pool[slot // page_size, :, slot % page_size] = k[b, :, s]`.
+
+    k_pool and v_pool [pages, G, page_size, D], written to; k_scale and v_scale float32 [pages, G, page_size], also
+    written to, exactly where the pools are int8. k and v [B, G, S, D]; slots int64 [B * S], one for each token in the
+    order of `b * S + s`; a negative slot writes nothing; no two may be the same.
+    """
+    _check(k_pool, v_pool, k_scale, v_scale, k, v, slots)
+    keep = slots >= 0
+    pages, places = slots[keep] // k_pool.shape[2], slots[keep] % k_pool.shape[2]
+    for pool, scale, x in ((k_pool, k_scale, k), (v_pool, v_scale, v)):
+        tokens = x.transpose(1, 2).flatten(0, 1)[keep]
+        if scale is None:
+            pool[pages, :, places] = tokens.to(pool.dtype)
+        else:
+            codes, scales = quantize_tokens(tokens)
+            pool[pages, :, places] = codes
+            scale[pages, :, places] = scales
+
+
+def _fake(
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    slots: Tensor,
+) -> None:
+    _check(k_pool, v_pool, k_scale, v_scale, k, v, slots)
+
+
+KV_APPEND = Op(kv_append, check=_check, fake=_fake, mutates=("k_pool", "v_pool", "k_scale", "v_scale"))

@@ -1,0 +1,158 @@
+"""PackedBatch: one call's tokens of many rows, one after another, without padding between rows.
+
+A model sees one sequence of T tokens; only attention knows that they belong to rows: tokens `q_starts[r]` to
+`q_starts[r + 1]` are the next ones of row r. Every tensor of a batch is made once and written in place before each
+call, so that a compiled graph serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from qwenopt.errors import QwenoptError
+from qwenopt.ops import KV_APPEND, KV_GATHER, PAGED_MASK
+from qwenopt.runtime.paged_cache import PagedKVCache, layer_types
+from qwenopt.runtime.paged_layer import PagedLayer
+
+
+class PackedPlaces:
+    """Where the tokens of a call are and go: what all layers of a packed batch share.
+
+    Static tensors, written in place; `ids`, `positions` and `slots` are those of the present call, views of the first T
+    places of what was made for the most tokens.
+    """
+
+    def __init__(self, num_rows: int, num_tokens: int, width: int, device: torch.device) -> None:
+        self.block_table = torch.zeros(num_rows, width, dtype=torch.int32, device=device)
+        self.q_starts = torch.zeros(num_rows + 1, dtype=torch.int32, device=device)
+        self.last = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.all_tokens = torch.zeros(3, num_tokens, dtype=torch.int64, device=device)
+        for t in (self.block_table, self.q_starts, self.last, self.all_tokens):
+            torch._dynamo.mark_static_address(t)
+        self.resize(num_tokens)
+
+    def resize(self, num_tokens: int, *, dynamic: bool = False) -> None:
+        """The next calls are of `num_tokens` tokens; `dynamic`: as one of many numbers that one graph is to serve."""
+        self.ids, self.positions, self.slots = (row[:num_tokens] for row in self.all_tokens)
+        if dynamic:
+            for t in (self.ids, self.positions, self.slots):
+                torch._dynamo.mark_dynamic(t, 0)
+
+
+class PackedLayer(CacheLayerMixin):
+    """One layer's pools, as packed rows see them."""
+
+    is_compileable = True
+    supports_early_init = False
+
+    def __init__(self, layer: PagedLayer, places: PackedPlaces) -> None:
+        super().__init__()
+        self.layer, self.places = layer, places
+        self.is_sliding = layer.is_sliding
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is lazy: the pools are there from the start."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write keys and values [1, G, T, D]; return those of all rows one after another."""
+        layer = self.layer
+        layer.check(key_states)
+        pools = (layer.keys, layer.values, layer.k_scale, layer.v_scale)
+        KV_APPEND.default(*pools, key_states, value_states, self.places.slots)
+        keys, values = KV_GATHER.default(*pools, self.places.block_table, True, key_states.dtype)
+        return keys, values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Not asked for: packed rows bring their own masks."""
+        raise QwenoptError("packed rows: call the model with attention_mask=batch.masks()")
+
+    def get_seq_length(self) -> int:
+        """Not asked for: packed rows bring their own positions."""
+        raise QwenoptError("packed rows: call the model with position_ids=batch.places.positions[None]")
+
+    def get_max_length(self) -> int:
+        """The most tokens that a row can have."""
+        return self.layer.get_max_length()
+
+
+class PackedBatch(Cache):
+    """The cache for calls of at most `num_tokens` tokens of at most `num_rows` rows of `cache`.
+
+    `fill` says which tokens come next; then `model(places.ids[None], position_ids=places.positions[None],
+    attention_mask=batch.masks(), past_key_values=batch)` computes them, and `places.last` [num_rows] says where among
+    them each row's last token is. Places left over are padding: written nowhere, seen by nobody.
+
+    With `dynamic`, a call is of as many tokens as it is filled with, and one compiled graph serves them all; otherwise
+    every call is of `num_tokens`.
+    """
+
+    def __init__(self, cache: PagedKVCache, num_rows: int, num_tokens: int, *, dynamic: bool = False) -> None:
+        self.cache, self.num_rows, self.num_tokens, self.dynamic = cache, num_rows, num_tokens, dynamic
+        self.places = PackedPlaces(num_rows, num_tokens, cache.places.block_table.shape[1], cache.device)
+        self._lines: list[tuple[int, ...]] = [()] * num_rows
+        self._kinds = tuple(dict.fromkeys(layer_types(cache.config)))
+        layers = [PackedLayer(layer, self.places) for layer in cache.layers]  # type: ignore[arg-type]
+        super().__init__(layers=layers)  # type: ignore[arg-type]
+
+    def masks(self) -> Any:
+        """What the tokens see, as a model of this config takes it: a mask, or one for each kind of attention."""
+        masks = {kind: self._mask(kind) for kind in self._kinds}
+        return masks if getattr(self.cache.config, "layer_types", None) else masks[self._kinds[0]]
+
+    def _mask(self, kind: str) -> Tensor:
+        window = self.cache.config.sliding_window if kind == "sliding_attention" else 0
+        keys = self.places.block_table.shape[1] * self.cache.page_size
+        return PAGED_MASK.default(self.places.q_starts, self.places.positions, keys, window)  # type: ignore[no-any-return]
+
+    def fill(self, tokens: Sequence[tuple[int | None, Sequence[int]]]) -> None:
+        """Take room for the next tokens of each row, and write where they go. Raises with nothing changed.
+
+        tokens: for each line of the batch the row and its ids; no row, or no ids, for a line without any. The cache
+        counts them as written at once.
+        """
+        rows, count = self.cache.rows, sum(len(ids) for _, ids in tokens)
+        if len(tokens) > self.num_rows or count > self.num_tokens:
+            raise QwenoptError(
+                f"packed rows: {count} tokens of {len(tokens)} rows; this batch takes {self.num_tokens} tokens of "
+                f"{self.num_rows} rows"
+            )
+        self.cache.check_opened()
+        rows.reserve({row: len(ids) for row, ids in tokens if row is not None})
+        starts, slots, positions, flat = [0], list[int](), list[int](), list[int]()
+        for line, (row, ids) in enumerate(tokens):
+            starts.append(starts[-1] + len(ids))
+            if row is None:
+                continue
+            begin = rows[row].length
+            slots += rows.slots(row, len(ids))
+            positions += range(begin, begin + len(ids))
+            flat += ids
+            rows.advance(row, len(ids), ids)
+            self._write_line(line, rows[row].pages)
+        self._write(starts, [flat, positions, slots])
+
+    def _write(self, starts: list[int], values: list[list[int]]) -> None:
+        count = len(values[0])
+        if self.dynamic:
+            self.places.resize(count, dynamic=True)
+        padding = self.places.ids.shape[0] - count
+        starts += [starts[-1]] * (self.num_rows + 1 - len(starts))
+        self.places.q_starts.copy_(torch.tensor(starts, dtype=torch.int32))
+        self.places.last.copy_(torch.tensor([max(end - 1, 0) for end in starts[1:]]))
+        padded = [row + [fill] * padding for row, fill in zip(values, (0, -1, -1), strict=True)]
+        self.places.all_tokens[:, : count + padding].copy_(torch.tensor(padded, dtype=torch.int64))
+
+    def _write_line(self, line: int, pages: list[int]) -> None:
+        """One row's line of the table; only what is not there yet."""
+        old = self._lines[line]
+        same = len(old) if tuple(pages[: len(old)]) == old else 0
+        if len(pages) > same:
+            fresh = torch.tensor(pages[same:], dtype=torch.int32)
+            self.places.block_table[line, same : len(pages)].copy_(fresh)
+        self._lines[line] = tuple(pages)

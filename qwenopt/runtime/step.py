@@ -1,0 +1,102 @@
+"""Step: one call of the model on packed rows and the choice of the next tokens, compiled into one graph.
+
+Dynamo's guards and transformers' wrappers cost a call some 2 ms at 28 layers, as much as 4 % of a decode step of the
+0.6B model (`bench/bench_generate.py`). A step goes through them once for each batch, then calls what they led to
+directly: within one generation nobody else changes the model or the cache.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from qwenopt.runtime.packed_batch import PackedBatch
+
+
+def packed_step(model: nn.Module, batch: PackedBatch, tail: nn.Module, emit: Tensor, out: Tensor) -> None:
+    """Compute the batch's tokens and write each row's next token to `out` (int64 [rows]).
+
+    emit (bool [rows]): the rows that are at the end of what is known of them; what the others get means nothing.
+    """
+    places = batch.places
+    one_each = not batch.dynamic and batch.num_rows == batch.num_tokens
+    logits = model.forward(
+        input_ids=places.ids[None],
+        position_ids=places.positions[None],
+        attention_mask=batch.masks(),
+        past_key_values=batch,
+        use_cache=True,
+        logits_to_keep=0 if one_each else places.last,
+    ).logits
+    out.copy_(tail(logits[0], emit))
+
+
+@dataclass
+class Direct:
+    """What a compiled call came down to: the function that the backend made, and what it was called with."""
+
+    function: Callable[..., Any] | None = None
+    args: tuple[Any, ...] = ()
+
+
+class CompiledStep:
+    """`packed_step` compiled by this backend for one shape of batch."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        self._direct = Direct()
+        # A code object of its own: Dynamo counts recompilations by code object, and there is a graph for each shape.
+        code = packed_step.__code__.replace()
+        step = types.FunctionType(code, packed_step.__globals__, packed_step.__name__)
+        self._compiled = torch.compile(step, backend=self._backend, fullgraph=True)
+
+    def _backend(self, gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        from torch._dynamo.backends.registry import lookup_backend
+
+        function = lookup_backend("qwenopt")(gm, inputs, options=self._options)
+
+        def call(*args: Any) -> Any:
+            self._direct = Direct(function, args)
+            return function(*args)
+
+        return call
+
+    def __call__(self, *args: Any) -> Direct:
+        """Run one step through Dynamo; returns how the same can be called again on the same objects."""
+        self._compiled(*args)
+        direct, self._direct = self._direct, Direct()
+        return direct
+
+
+_COMPILED: WeakKeyDictionary[nn.Module, dict[Any, CompiledStep]] = WeakKeyDictionary()
+
+
+class Stepper:
+    """Runs the steps of one generation: the first of each batch with all guards, the others directly."""
+
+    def __init__(self, model: nn.Module, tail: nn.Module, options: Mapping[str, Any]) -> None:
+        self.model, self.tail, self.options = model, tail, dict(options)
+        self._direct: dict[PackedBatch, Direct] = {}
+
+    def __call__(self, batch: PackedBatch, emit: Tensor, out: Tensor) -> None:
+        """Run `packed_step`. `batch`, `emit` and `out` must be the same objects in every call for a batch."""
+        direct = self._direct.get(batch)
+        if direct is not None and direct.function is not None:
+            direct.function(*direct.args)
+            return
+        done = self._compiled(batch)(self.model, batch, self.tail, emit, out)
+        if not batch.dynamic:  # its tensors are others in each call
+            self._direct[batch] = done
+
+    def _compiled(self, batch: PackedBatch) -> CompiledStep:
+        known = _COMPILED.setdefault(self.model, {})
+        shape = (batch.num_rows, 0 if batch.dynamic else batch.num_tokens, repr(sorted(self.options.items())))
+        if shape not in known:
+            known[shape] = CompiledStep(self.options)
+        return known[shape]
