@@ -9,7 +9,7 @@ import enum
 
 WIDTH = 128
 RING = 64  # the last columns: hashes at the last boundaries, for the loop rule
-NO_ID = -2  # in place of a token id: none; -1 may come as a sampled token that means "nothing was sampled"
+NO_ID = -2  # in place of a token id: none. As a sampled token: the row sits out; -1 there: nothing was sampled
 MAX_GRACE = 3  # tokens that a cut waits for a character to be whole; UTF-8 has at most three bytes after the first
 MAX_IMPLICIT = 4
 HASH_MASK = 0x7FFFFFFF

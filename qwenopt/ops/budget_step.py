@@ -21,6 +21,7 @@ from qwenopt.ops.budget_state import (
     MAX_GRACE,
     MAX_IMPLICIT,
     MISSING_SHIFT,
+    NO_ID,
     NUM_IDS,
     RING,
     WIDTH,
@@ -62,15 +63,16 @@ def _check(sampled: Tensor, signals: Tensor, state: Tensor, forced: Tensor, lut:
 def budget_step(sampled: Tensor, signals: Tensor, state: Tensor, forced: Tensor, lut: Tensor, ids: Tensor) -> Tensor:
     """Replace sampled tokens where the thinking of their row must end, and bring `state` up to date.
 
-    sampled int64 [R] (-1: nothing was sampled), signals float32 [R, 3] (`Signal`), state int32 [R, 128] (`Column`;
-    written to), forced int32 [R, L] the closing texts of each row, lut uint8 [V] (`Bit`), ids int32 [8] (`Id`).
+    sampled int64 [R] (-1: nothing was sampled; -2: the row sits this step out), signals float32 [R, 3] (`Signal`),
+    state int32 [R, 128] (`Column`; written to), forced int32 [R, L] the closing texts of each row, lut uint8 [V]
+    (`Bit`), ids int32 [8] (`Id`).
     Returns int64 [R]. Rows do not see each other.
     """
     _check(sampled, signals, state, forced, lut, ids)
     s = {c: _floats(state[:, c]) if c in FLOATS else state[:, c].clone() for c in Column}
     ring = state[:, WIDTH - RING :]
     token = sampled.to(torch.int32)
-    active = (s[Column.PHASE] != Phase.OFF) & (s[Column.PHASE] != Phase.DONE)
+    active = (s[Column.PHASE] != Phase.OFF) & (s[Column.PHASE] != Phase.DONE) & (token != NO_ID)
     implicit = torch.stack([state[:, Column.IMPLICIT + i] for i in range(MAX_IMPLICIT)], 1)
     is_end = token == ids[Id.END]
     is_tool = (token[:, None] == implicit).any(1)

@@ -198,13 +198,18 @@ class Sampler(nn.Module):
             buffer.copy_(buffer[order])
         self.settings.copy_(self.settings[:, order])
 
-    def observe(self, ids: Tensor) -> None:
+    def observe(self, ids: Tensor, active: Tensor | None = None) -> None:
         """Note the tokens that were really emitted, int64 [R]: what penalties count. Nothing without penalties."""
         if self.penalties:
-            self.counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None], dtype=torch.int32))
+            one = torch.ones_like(ids, dtype=torch.int32) if active is None else active.to(torch.int32)
+            self.counts.scatter_add_(1, ids[:, None], one[:, None])
 
-    def forward(self, logits: Tensor, answering: Tensor | None = None) -> Tensor:
-        """Draw a token per row. logits [R, V] of any floating dtype; answering bool [R] picks the row's settings."""
+    def forward(self, logits: Tensor, answering: Tensor | None = None, active: Tensor | None = None) -> Tensor:
+        """Draw a token per row. logits [R, V] of any floating dtype, for the first R rows; answering bool [R] picks the
+        row's settings.
+
+        active bool [R]: rows whose random numbers go on; what the others get means nothing (default: all).
+        """
         if self.greedy and not self.penalties:
             return logits.argmax(-1)
         first, second = self.settings[0], self.settings[1]
@@ -216,7 +221,7 @@ class Sampler(nn.Module):
             return best
         size = logits.shape[-1] if self.max_top_k is None else min(self.max_top_k, logits.shape[-1])
         values, ids = logits.topk(size) if size < logits.shape[-1] else logits.sort(descending=True, stable=True)
-        chosen = ids.gather(1, _choose(values.float(), settings, self._uniform())).squeeze(1)
+        chosen = ids.gather(1, _choose(values.float(), settings, self._uniform(active))).squeeze(1)
         return torch.where(settings[:, TEMPERATURE] == 0, best, chosen)
 
     def _penalised(self, logits: Tensor, settings: Tensor) -> Tensor:
@@ -226,10 +231,10 @@ class Sampler(nn.Module):
         logits = torch.where(self.prompt | (counts > 0), repeated, logits)
         return logits - presence * (counts > 0) - frequency * counts
 
-    def _uniform(self) -> Tensor:
+    def _uniform(self, active: Tensor | None) -> Tensor:
         """float64 [R] in [0, 1), the next of each row's stream."""
         counter = (self.keys[:, 0] + self.steps * 0x9E3779B9) & LOW32
-        self.steps.add_(1)
+        self.steps.add_(1 if active is None else active.long())
         return _mix(_mix(counter) ^ self.keys[:, 1]).double() * 2.0**-32
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qwenopt.ops.budget_guard import BUDGET_GUARD
 from qwenopt.ops.budget_state import NO_ID, RING, WIDTH, Bit, Column, Id, Phase, Reason, Signal
 from qwenopt.ops.budget_step import BUDGET_STEP
+from qwenopt.runtime.sample import Sampler
 from qwenopt.runtime.thinking import ThinkingConfig, ThinkingStats, check_budget
 from qwenopt.runtime.thinking_exits import BOUNDARY_BITS, EntropyRule, LoopRule, MarginRule, ProbeRule
 from qwenopt.runtime.thinking_tokens import ThinkingTokens
@@ -65,10 +66,17 @@ class ThinkingState(nn.Module):
 
     # --- The decode step; everything below it is for the host, between steps. ---
 
-    def forward(self, logits: Tensor, sampler: Callable[..., Tensor], hidden: Tensor | None = None) -> Tensor:
-        """The tail of a decode step: logits [R, V] to ids int64 [R]. `adjust_` writes to the logits."""
+    def forward(
+        self, logits: Tensor, sampler: Sampler, active: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """The tail of a decode step: logits [R, V] to ids int64 [R]. `adjust_` writes to the logits.
+
+        Rows outside active (bool [R]; None: all) stay as they are, and what they get means nothing.
+        """
         self.adjust_(logits, hidden)
-        return self.step(sampler(logits, self.answering()))
+        ids = self.step(sampler(logits, self.answering(), active), active)
+        sampler.observe(ids, active)
+        return ids
 
     def adjust_(self, logits: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Before sampling: read the signals of the raw logits [R, V], then write the few that the rows' state asks for.
@@ -87,10 +95,14 @@ class ThinkingState(nn.Module):
         _call(BUDGET_GUARD, logits, self.state, self.ids)
         return logits
 
-    def step(self, sampled: Tensor) -> Tensor:
-        """After sampling: the tokens to emit, int64 [R], forced ones in place of sampled ones; advances the state."""
-        out: Tensor = _call(BUDGET_STEP, sampled, self.signals, self.state, self.forced, self.lut, self.ids)
-        return out
+    def step(self, sampled: Tensor, active: Tensor | None = None) -> Tensor:
+        """After sampling: the tokens to emit, int64 [R], forced ones in place of sampled ones; advances the state.
+
+        Rows outside active (bool [R]; None: all) keep their state and their sampled token.
+        """
+        given = sampled if active is None else torch.where(active, sampled, NO_ID)
+        out: Tensor = _call(BUDGET_STEP, given, self.signals, self.state, self.forced, self.lut, self.ids)
+        return out if active is None else torch.where(active, out, sampled)
 
     def answering(self) -> Tensor:
         """Rows whose next token belongs to the answer, bool [R]."""

@@ -32,15 +32,16 @@ REFLECTIONS = {"wait", "hmm", "alternatively"}
 class ThinkingTokens:
     """A tokenizer seen by thinking control.
 
-    lut: uint8 [V], `Bit`s of each token. texts: the named closing texts in ids. newlines: ids of nothing but newlines.
-    tool: the id of `<tool_call>`, or None. turn: the id of `<|im_start|>`, or None. hybrid: whether the chat template
-    can switch thinking off, so that an empty block is what the model was trained on.
+    pieces: the bytes of each token. lut: uint8 [V], `Bit`s of each. texts: the named closing texts in ids. newlines:
+    ids of nothing but newlines. tool: the id of `<tool_call>`, or None. turn: the id of `<|im_start|>`, or None.
+    hybrid: whether the chat template can switch thinking off, so that an empty block is what the model was trained on.
     """
 
     start: int
     end: int
     wait: int
     eos: tuple[int, ...]
+    pieces: tuple[bytes, ...]
     lut: Tensor
     texts: dict[str, tuple[int, ...]]
     empty_block: tuple[int, ...]
@@ -76,6 +77,7 @@ class ThinkingTokens:
             end=end,
             wait=next((ids[0] for ids in waits if len(ids) == 1), waits[0][-1]),
             eos=eos,
+            pieces=tuple(pieces),
             lut=lut,
             texts={name: encode(tokenizer, text) for name, text in TEXTS.items()},
             empty_block=encode(tokenizer, EMPTY_BLOCK),

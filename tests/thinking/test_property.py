@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qwenopt import native
 from qwenopt.ops.budget_guard import BUDGET_GUARD
-from qwenopt.ops.budget_state import Column, Phase
+from qwenopt.ops.budget_state import NO_ID, Column, Phase
 from qwenopt.ops.budget_step import BUDGET_STEP
 from qwenopt.runtime.thinking import ThinkingConfig
 from qwenopt.runtime.thinking_exits import EntropyRule, LoopRule, MarginRule, ProbeRule
@@ -76,7 +76,7 @@ class Streams:
         loop = [rng.choice(self.plain) for _ in range(rng.choice([1, 2, 5]))]
         while True:
             if rng.random() < 0.15:
-                yield from loop * 8
+                yield from loop * (30 // len(loop))
             yield rng.choice(self.markers) if rng.random() < 0.06 else rng.choice(self.plain)
 
 
@@ -136,8 +136,13 @@ def run_round(seed: int, tokens: ThinkingTokens, tokenizer: Any, text: Text, see
         signals = values[
             torch.randint(len(values), (ROWS, 3), generator=torch.Generator().manual_seed(rng.getrandbits(30)))
         ]
-        found = twin.step(torch.tensor(sampled), signals).tolist()
-        wanted = [o.step(t, *s) for (o, _), t, s in zip(rows, sampled, signals.tolist(), strict=True)]
+        out = [rng.random() < 0.1 for _ in rows]  # rows that sit this step out
+        given = [NO_ID if away else t for away, t in zip(out, sampled, strict=True)]
+        found = twin.step(torch.tensor(given), signals).tolist()
+        wanted = [
+            NO_ID if away else oracle.step(t, *s)
+            for (oracle, _), t, s, away in zip(rows, sampled, signals.tolist(), out, strict=True)
+        ]
         assert found == wanted, f"round {seed}, step {step}"
         seen.update(oracle.reason for oracle, _ in rows)
     for row, (oracle, _) in enumerate(rows):

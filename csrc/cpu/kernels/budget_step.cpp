@@ -142,7 +142,7 @@ bool follow(int32_t* s, int32_t token, const int32_t* ids, bool is_end, bool is_
 
 int64_t step_row(const BudgetStepArgs& a, int64_t r) {
   int32_t* s = a.state + r * kBudgetWidth;
-  if (s[kPhase] == kOff || s[kPhase] == kDone) return int32_t(a.sampled[r]);
+  if (s[kPhase] == kOff || s[kPhase] == kDone || a.sampled[r] == kNoId) return int32_t(a.sampled[r]);
   int32_t token = int32_t(a.sampled[r]);
   bool is_end = token == a.ids[kEndId];
   const bool is_tool = one_of(token, s + kImplicit, kBudgetMaxImplicit);

@@ -92,7 +92,7 @@ enum BudgetReason : int {
   kProbe,
 };
 enum BudgetBit : int { kNewline = 1, kMissing = 48, kMissingShift = 4, kContinues = 64, kAny = 128 };
-enum BudgetId : int { kStartId, kEndId, kWaitId, kEosId = 4 };
+enum BudgetId : int { kNoId = -2, kStartId = 0, kEndId, kWaitId, kEosId = 4 };
 
 struct BudgetStepArgs {
   const int64_t* sampled;  // [R]
