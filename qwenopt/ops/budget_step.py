@@ -117,7 +117,7 @@ def _at(s: Columns, mask: Tensor) -> Tensor:
 def _reason(s: Columns, signals: Tensor) -> Tensor:
     """Why the block of each row must end now, int32 [R]; 0 where it need not. Counts the boundaries of the rules."""
     used, budget = s[Column.USED], s[Column.BUDGET]
-    allowed = (s[Column.PHASE] == Phase.THINK) & (used >= s[Column.MIN])
+    allowed = (s[Column.PHASE] == Phase.THINK) & (used >= s[Column.MIN].clamp(min=1))
     spent = (budget >= 0) & (used >= budget)
     reserve = (s[Column.RESERVE_AT] >= 0) & (s[Column.GEN] >= s[Column.RESERVE_AT])
     window = (s[Column.WINDOW_AT] >= 0) & (used >= s[Column.WINDOW_AT]) & _at(s, s[Column.BOUNDARY])

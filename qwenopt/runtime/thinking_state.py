@@ -18,6 +18,9 @@ from qwenopt.runtime.thinking_exits import BOUNDARY_BITS, EntropyRule, LoopRule,
 from qwenopt.runtime.thinking_tokens import ThinkingTokens
 
 SOFT_SHARE = 0.3  # of the budget, at its end, over which the soft bias grows
+# Plain numbers for what Dynamo traces: it does not compare tensors with members of an enumeration.
+_PHASE, _ANSWER = int(Column.PHASE), int(Phase.ANSWER)
+_MARGIN, _ENTROPY, _PROBE = (int(signal) for signal in Signal)
 UTF8_SLACK = 3  # tokens by which a whole character may put off a cut
 
 
@@ -84,13 +87,13 @@ class ThinkingState(nn.Module):
         In place; a row for which nothing is asked keeps every bit. `hidden` [R, N] is for the probe.
         """
         if self.reads:
-            columns = [self.signals[:, i] for i in range(len(Signal))]
+            columns = [self.signals[:, i] for i in range(self.signals.shape[1])]
             if "margin" in self.reads:
-                columns[Signal.MARGIN] = logits.amax(-1).float() - logits[:, self.end].float()
+                columns[_MARGIN] = logits.amax(-1).float() - logits[:, self.end].float()
             if "entropy" in self.reads:
-                columns[Signal.ENTROPY] = torch.special.entr(logits.float().softmax(-1)).sum(-1)
+                columns[_ENTROPY] = torch.special.entr(logits.float().softmax(-1)).sum(-1)
             if self.probe is not None and hidden is not None:
-                columns[Signal.PROBE] = self.probe(hidden).float().reshape(-1)
+                columns[_PROBE] = self.probe(hidden).float().reshape(-1)
             self.signals.copy_(torch.stack(columns, 1))
         _call(BUDGET_GUARD, logits, self.state, self.ids)
         return logits
@@ -106,7 +109,7 @@ class ThinkingState(nn.Module):
 
     def answering(self) -> Tensor:
         """Rows whose next token belongs to the answer, bool [R]."""
-        return self.state[:, Column.PHASE] >= Phase.ANSWER
+        return self.state[:, _PHASE] >= _ANSWER
 
     # --- Rows. ---
 

@@ -159,7 +159,7 @@ class Oracle:
     def why(self, margin: float, entropy: float, probe: float) -> str:
         """Why the block must end now, or ""."""
         hits = []
-        if self.phase == "think" and self.used >= self.config.min_tokens:
+        if self.phase == "think" and self.used >= max(1, self.config.min_tokens):
             hits = [name for rule in self.config.exits for name in self.rule(rule, margin, entropy, probe)]
             if self.window and self.budget and self.used >= self.budget - self.window and self.at(self.config.boundary):
                 hits.append("window")

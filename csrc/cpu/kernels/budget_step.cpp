@@ -54,7 +54,7 @@ bool plateau(int32_t* s, float entropy, bool allowed) {
 // Why the block must end now; 0 where it need not. Counts the boundaries of the rules, whichever wins.
 int32_t find_reason(int32_t* s, const float* signals) {
   if (!thinking(s)) return kNoReason;
-  const bool allowed = s[kPhase] == kThink && s[kUsed] >= s[kMin];
+  const bool allowed = s[kPhase] == kThink && s[kUsed] >= s[kMin] && s[kUsed] >= 1;
   const bool margin = patient(s, kMarginAt, signals[0] <= as_float(s[kMarginTau]), allowed);
   const bool loop = allowed && at(s, kLoopAt) && s[kLoopHits] >= s[kLoopTimes];
   const bool entropy = plateau(s, signals[1], allowed);
