@@ -1,8 +1,7 @@
 """Rules that end thinking early, from numbers that the decode step has anyway; all are off unless named.
 
-Each is looked at only where the last token was a boundary of its kind, and only after `min_tokens` of
-thinking, and one. What a
-rule saves and costs depends on the model: measure before relying on one.
+Each is looked at only where the last token was a boundary of its kind, and only after `min_tokens` of thinking, at
+least one. What a rule saves and costs depends on the model: measure before relying on one.
 """
 
 from __future__ import annotations
