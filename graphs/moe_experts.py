@@ -117,8 +117,14 @@ def _fill_of_inverse(m: Match) -> str | None:
     _, where, values = fill.args
     if where is not perm or not isinstance(values, Node) or not _counts_rows(values, perm):
         return "the inverse permutation is not filled with perm -> arange(n)"
-    m.interior += [fill, values]
+    m.interior += [fill, values, *_sizes_of(perm, values)]
     return None
+
+
+def _sizes_of(perm: Node, values: Node) -> list[Node]:
+    """With a symbolic number of rows: the nodes that ask perm for it, for `arange(perm.size(0))`."""
+    asked = [n for n in values.all_input_nodes if (c := spelling.read(n)) is not None and c.name == "size"]
+    return [n for n in asked if n.args[0] is perm and set(n.users) == {values}]
 
 
 def _counts_rows(values: Any, perm: Node) -> bool:

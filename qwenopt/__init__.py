@@ -11,17 +11,33 @@ if TYPE_CHECKING:
     from qwenopt.api import compile, explain
     from qwenopt.demo.load import demo_model
     from qwenopt.report import Report, last_report
+    from qwenopt.runtime.generate import generate
+    from qwenopt.runtime.hf_generate import hf_generate
+    from qwenopt.runtime.paged_cache import PagedKVCache
 
 __version__ = "0.1.0"
 
-__all__ = ["Report", "__version__", "compile", "demo_model", "explain", "last_report"]
+__all__ = [
+    "PagedKVCache",
+    "Report",
+    "__version__",
+    "compile",
+    "demo_model",
+    "explain",
+    "generate",
+    "hf_generate",
+    "last_report",
+]
 
 # Public name -> the module that defines it.
 _HOME = {
+    "PagedKVCache": "qwenopt.runtime.paged_cache",
     "Report": "qwenopt.report",
     "compile": "qwenopt.api",
     "demo_model": "qwenopt.demo.load",
     "explain": "qwenopt.api",
+    "generate": "qwenopt.runtime.generate",
+    "hf_generate": "qwenopt.runtime.hf_generate",
     "last_report": "qwenopt.report",
 }
 

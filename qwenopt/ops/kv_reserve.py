@@ -50,18 +50,12 @@ HANDLES = Handles()
 
 
 def _check(handle: Tensor, block_table: Tensor, length: Tensor, slots: Tensor, batch: int, seq: int) -> None:
+    # How many rows and tokens there may be is the cache's to say.
     torch._check(
-        block_table.dim() == 2 and block_table.dtype == torch.int32 and batch <= block_table.shape[0],
+        block_table.dim() == 2 and block_table.dtype == torch.int32 and slots.dim() == 1 and slots.dtype == torch.int64,
         lambda: (
-            f"kv_reserve: {batch} rows, block_table {tuple(block_table.shape)} {block_table.dtype}; "
-            f"need at most {block_table.shape[0]} rows, torch.int32 (rows, pages)"
-        ),
-    )
-    torch._check(
-        slots.dim() == 1 and slots.dtype == torch.int64 and batch * seq <= slots.shape[0],
-        lambda: (
-            f"kv_reserve: {batch} x {seq} tokens, slots {tuple(slots.shape)} {slots.dtype}; the cache has "
-            f"{slots.shape[0]} places in all"
+            f"kv_reserve: block_table {tuple(block_table.shape)} {block_table.dtype}, slots {tuple(slots.shape)} "
+            f"{slots.dtype}; need torch.int32 (rows, pages) and torch.int64 (places,)"
         ),
     )
 

@@ -34,7 +34,12 @@ class PackedPlaces:
         self.all_tokens = torch.zeros(3, num_tokens, dtype=torch.int64, device=device)
         for t in (self.block_table, self.q_starts, self.last, self.all_tokens):
             torch._dynamo.mark_static_address(t)
+        self.num_pages = width  # that some row has, at most: no more need be looked at
         self.resize(num_tokens)
+
+    def table(self) -> Tensor:
+        """The block table; where no compiler would drop what is gathered by it, only as wide as the rows are long."""
+        return self.block_table if torch.compiler.is_compiling() else self.block_table[:, : self.num_pages]
 
     def resize(self, num_tokens: int, *, dynamic: bool = False) -> None:
         """The next calls are of `num_tokens` tokens; `dynamic`: as one of many numbers that one graph is to serve."""
@@ -65,7 +70,7 @@ class PackedLayer(CacheLayerMixin):
         layer.check(key_states)
         pools = (layer.keys, layer.values, layer.k_scale, layer.v_scale)
         KV_APPEND.default(*pools, key_states, value_states, self.places.slots)
-        keys, values = KV_GATHER.default(*pools, self.places.block_table, True, key_states.dtype)
+        keys, values = KV_GATHER.default(*pools, self.places.table(), True, key_states.dtype)
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -89,12 +94,13 @@ class PackedBatch(Cache):
     them each row's last token is. Places left over are padding: written nowhere, seen by nobody.
 
     With `dynamic`, a call is of as many tokens as it is filled with, and one compiled graph serves them all; otherwise
-    every call is of `num_tokens`.
+    every call is of `num_tokens`. If these are as many as the rows, the batch is `one_each`: place i is line i's.
     """
 
     def __init__(self, cache: PagedKVCache, num_rows: int, num_tokens: int, *, dynamic: bool = False) -> None:
         self.cache, self.num_rows, self.num_tokens, self.dynamic = cache, num_rows, num_tokens, dynamic
-        self.places = PackedPlaces(num_rows, num_tokens, cache.places.block_table.shape[1], cache.device)
+        self.one_each = not dynamic and num_rows == num_tokens
+        self.places = PackedPlaces(num_rows, num_tokens, cache.rows.max_pages, cache.device)
         self._lines: list[tuple[int, ...]] = [()] * num_rows
         self._kinds = tuple(dict.fromkeys(layer_types(cache.config)))
         layers = [PackedLayer(layer, self.places) for layer in cache.layers]  # type: ignore[arg-type]
@@ -107,7 +113,7 @@ class PackedBatch(Cache):
 
     def _mask(self, kind: str) -> Tensor:
         window = self.cache.config.sliding_window if kind == "sliding_attention" else 0
-        keys = self.places.block_table.shape[1] * self.cache.page_size
+        keys = self.places.table().shape[1] * self.cache.page_size
         return PAGED_MASK.default(self.places.q_starts, self.places.positions, keys, window)  # type: ignore[no-any-return]
 
     def fill(self, tokens: Sequence[tuple[int | None, Sequence[int]]]) -> None:
@@ -117,25 +123,31 @@ class PackedBatch(Cache):
         counts them as written at once.
         """
         rows, count = self.cache.rows, sum(len(ids) for _, ids in tokens)
-        if len(tokens) > self.num_rows or count > self.num_tokens:
+        if len(tokens) > self.num_rows or count > self.num_tokens or self._crowded(tokens):
             raise QwenoptError(
                 f"packed rows: {count} tokens of {len(tokens)} rows; this batch takes {self.num_tokens} tokens of "
-                f"{self.num_rows} rows"
+                f"{self.num_rows} rows{', one each' if self.one_each else ''}"
             )
         self.cache.check_opened()
         rows.reserve({row: len(ids) for row, ids in tokens if row is not None})
         starts, slots, positions, flat = [0], list[int](), list[int](), list[int]()
         for line, (row, ids) in enumerate(tokens):
-            starts.append(starts[-1] + len(ids))
-            if row is None:
-                continue
-            begin = rows[row].length
-            slots += rows.slots(row, len(ids))
-            positions += range(begin, begin + len(ids))
-            flat += ids
-            rows.advance(row, len(ids), ids)
-            self._write_line(line, rows[row].pages)
+            if row is not None and ids:
+                begin = rows[row].length
+                slots += rows.slots(row, len(ids))
+                positions += range(begin, begin + len(ids))
+                flat += ids
+                rows.advance(row, len(ids), ids)
+                self._write_line(line, rows[row].pages)
+            if self.one_each and len(flat) == line:
+                for values, padding in ((slots, -1), (positions, -1), (flat, 0)):
+                    values.append(padding)
+            starts.append(len(flat))
+        self.places.num_pages = max([1, *(len(rows[row].pages) for row, _ in tokens if row is not None)])
         self._write(starts, [flat, positions, slots])
+
+    def _crowded(self, tokens: Sequence[tuple[int | None, Sequence[int]]]) -> bool:
+        return self.one_each and any(len(ids) > 1 for _, ids in tokens)
 
     def _write(self, starts: list[int], values: list[list[int]]) -> None:
         count = len(values[0])

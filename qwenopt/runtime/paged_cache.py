@@ -77,9 +77,9 @@ class PagedKVCache(Cache):
         self.dtype = _model_dtype(config, dtype)
         self.kv_dtype = _kv_dtype(self.dtype, kv_dtype)
         self.device = torch.device(device or "cpu")
-        longest = min(num_pages * page_size, max_length or config.max_position_embeddings)
-        max_pages = -(-longest // page_size)
+        max_pages = -(-(max_length or config.max_position_embeddings) // page_size)
         self.rows = Rows(num_pages, page_size, max_pages, self._copy_page, salt)
+        max_pages = min(max_pages, num_pages)  # a batch's row has pages of its own, a packed row's may be anybody's
         self._batch: list[int] = []  # the rows of the batch, in order; empty: rows come and go
         self.places = Places(
             torch.full((max_batch_size, max_pages), -1, dtype=torch.int32, device=self.device),
@@ -113,6 +113,8 @@ class PagedKVCache(Cache):
     def _mark_static(self) -> None:
         for t in (*self._tensors(), self.places.block_table, self.places.slots, self.places.length):
             torch._dynamo.mark_static_address(t)
+        for t in self._tensors():  # one graph for pools of any number of pages
+            torch._dynamo.maybe_mark_dynamic(t, 0)
 
     def _copy_page(self, source: int, target: int) -> None:
         for t in self._tensors():
@@ -150,6 +152,18 @@ class PagedKVCache(Cache):
     def check_opened(self) -> None:
         """Raise QwenoptError where the cache's rows are those of a batch."""
         self._not_in_batch("packed rows")
+
+    def check_model(self, model: Any) -> None:
+        """Raise QwenoptError unless the cache was made for a model like this one."""
+        config, mine = model.config.get_text_config(decoder=True), self.config
+        for name in ("num_hidden_layers", "num_key_value_heads", "head_dim"):
+            if getattr(config, name, None) != getattr(mine, name, None):
+                raise QwenoptError(
+                    f"paged cache: made for {name}={getattr(mine, name, None)}, the model has "
+                    f"{getattr(config, name, None)}: it belongs to another model"
+                )
+        if model.dtype != self.dtype:
+            raise QwenoptError(f"paged cache: made for {self.dtype}, the model is {model.dtype}")
 
     def _not_in_batch(self, what: str) -> None:
         if self._batch:
@@ -211,8 +225,8 @@ class PagedKVCache(Cache):
         self.places.length.zero_()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Cut the rows of the batch. The number means what it means to the installed transformers: how many tokens go
-        (from 5.20 on), or how many stay (before; negative: how many go)."""
+        """Cut the rows of the batch. The number means what it means to the installed transformers: how many tokens go,
+        or, in older versions, how many stay (negative: how many go)."""
         length = self.rows[self._batch[0]].length if self._batch else 0
         if "tokens_to_remove" in inspect.signature(Cache.crop).parameters or tokens_to_remove < 0:
             length -= abs(tokens_to_remove)

@@ -25,14 +25,13 @@ def packed_step(model: nn.Module, batch: PackedBatch, tail: nn.Module, emit: Ten
     emit (bool [rows]): the rows that are at the end of what is known of them; what the others get means nothing.
     """
     places = batch.places
-    one_each = not batch.dynamic and batch.num_rows == batch.num_tokens
     logits = model.forward(
         input_ids=places.ids[None],
         position_ids=places.positions[None],
         attention_mask=batch.masks(),
         past_key_values=batch,
         use_cache=True,
-        logits_to_keep=0 if one_each else places.last,
+        logits_to_keep=0 if batch.one_each else places.last,
     ).logits
     out.copy_(tail(logits[0], emit))
 
