@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from qwenopt.graphs.add_rms_norm import raise_add_rms_norm
 from qwenopt.graphs.attention import raise_attention
+from qwenopt.graphs.budget_step import raise_budget_guard, raise_budget_step
 from qwenopt.graphs.canonicalize import canonicalize
 from qwenopt.graphs.context import Context, Raised
 from qwenopt.graphs.functionalize import functionalize
@@ -33,6 +34,8 @@ PASSES: list[tuple[str, Pass]] = [
     ("moe_experts", raise_moe_experts),  # before silu_mul: the expert MLP contains one
     ("moe_route", raise_moe_route),  # after moe_experts: then the router's results have one reader each
     ("qk_norm_rope", raise_qk_norm_rope),  # before rms_norm: query and key norms would be taken for layer norms
+    ("budget_guard", raise_budget_guard),  # anywhere: it only takes note of calls that are there
+    ("budget_step", raise_budget_step),  # the same
     ("kv_append", raise_kv_append),  # anywhere: it only takes note of calls that are there
     ("paged_attention", raise_paged_attention),  # before attention, which would take what is left of the gather
     ("attention", raise_attention),  # anywhere after that; before linear, which it feeds

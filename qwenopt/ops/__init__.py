@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from qwenopt.ops.add_rms_norm import ADD_RMS_NORM
 from qwenopt.ops.attention import ATTENTION
+from qwenopt.ops.budget_guard import BUDGET_GUARD
+from qwenopt.ops.budget_step import BUDGET_STEP
 from qwenopt.ops.kv_append import KV_APPEND
 from qwenopt.ops.kv_gather import KV_GATHER, PAGED_MASK
 from qwenopt.ops.kv_reserve import KV_RESERVE
@@ -32,12 +34,16 @@ OPS: dict[str, Op] = {
         MOE_ROUTE,
         MOE_EXPERTS,
         LINEAR,
+        BUDGET_GUARD,
+        BUDGET_STEP,
     )
 }
 
 __all__ = [
     "ADD_RMS_NORM",
     "ATTENTION",
+    "BUDGET_GUARD",
+    "BUDGET_STEP",
     "KV_APPEND",
     "KV_GATHER",
     "KV_RESERVE",

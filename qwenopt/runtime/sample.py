@@ -198,10 +198,11 @@ class Sampler(nn.Module):
             buffer.copy_(buffer[order])
         self.settings.copy_(self.settings[:, order])
 
-    def observe(self, ids: Tensor) -> None:
+    def observe(self, ids: Tensor, active: Tensor | None = None) -> None:
         """Note the tokens that were really emitted, int64 [R]: what penalties count. Nothing without penalties."""
         if self.penalties:
-            self.counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None], dtype=torch.int32))
+            one = torch.ones_like(ids, dtype=torch.int32) if active is None else active.to(torch.int32)
+            self.counts.scatter_add_(1, ids[:, None], one[:, None])
 
     def forward(self, logits: Tensor, answering: Tensor | None = None, active: Tensor | None = None) -> Tensor:
         """Draw a token per row. logits [R, V] of any floating dtype, for the first R rows; answering bool [R] picks the
