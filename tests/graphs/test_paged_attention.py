@@ -79,7 +79,10 @@ def test_packed_rows_are_told_apart_by_their_starts() -> None:
         raised={"paged_attention": 1},
     )
     q_starts, positions, mask, window = captured.call("paged_attention")[6:10]
-    assert q_starts is not None and positions is not None and mask is None and window == 0
+    assert q_starts is not None
+    assert positions is not None
+    assert mask is None
+    assert window == 0
     assert not [n for n in captured.contexts[0].graph.nodes if n.target in (KV_GATHER.default, PAGED_MASK.default)]
 
 
@@ -95,7 +98,8 @@ def test_a_window_comes_from_the_mask() -> None:
 def test_a_proven_causal_mask_becomes_positions() -> None:
     captured = check(in_batch(causal), *batch_args(), raised={"paged_attention": 1})
     positions, mask = captured.call("paged_attention")[7:9]
-    assert positions is not None and mask is None
+    assert positions is not None
+    assert mask is None
 
 
 def test_any_other_mask_is_honoured() -> None:
@@ -103,7 +107,8 @@ def test_any_other_mask_is_honoured() -> None:
         return (torch.arange(LENGTH)[None, None, None, :] % 3 != 1) & (positions[None, None, :, None] > 0)
 
     positions, mask = check(in_batch(other), *batch_args(), raised={"paged_attention": 1}).call("paged_attention")[7:9]
-    assert positions is None and mask is not None
+    assert positions is None
+    assert mask is not None
 
 
 def test_a_write_before_the_gather_is_seen() -> None:
@@ -190,7 +195,8 @@ def test_reserving_moves_up_to_the_last_reader_and_no_further() -> None:
     reserver = Reserver()
     args = (torch.randn(3), torch.zeros((), dtype=torch.int64), table(), torch.zeros(9, dtype=torch.int64))
     captured = capture(reserving, *args, torch.tensor(HANDLES.new(reserver)))
-    assert captured.result[1].tolist() == [14, 14] and torch.equal(captured.result[0], args[0].sin().cos() + 1)
+    assert captured.result[1].tolist() == [14, 14]
+    assert torch.equal(captured.result[0], args[0].sin().cos() + 1)
     names = [n.name for n in captured.contexts[0].graph.nodes if n.op.startswith("call")]
     order = [names.index(name) for name in ("before", next(n for n in names if n.startswith("kv_reserve")), "sin")]
     assert order == sorted(order), names

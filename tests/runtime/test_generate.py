@@ -30,7 +30,7 @@ def _one_thread() -> Iterator[None]:
 def graphs() -> Iterator[Any]:
     """A function that says how many graphs were compiled since the test began."""
     before = counters["stats"]["unique_graphs"]
-    yield lambda: counters["stats"]["unique_graphs"] - before
+    return lambda: counters["stats"]["unique_graphs"] - before
 
 
 @contextmanager
@@ -73,7 +73,8 @@ def test_compiled_gives_the_tokens_of_eager(name: str) -> None:
     assert out.replies == wanted(model, prompts, 20)
     for graph in qwenopt.last_report().graphs:
         assert graph.counts["paged_attention"] == graph.counts["kv_append"] == 2
-        assert "attention" not in graph.counts and not graph.misses
+        assert "attention" not in graph.counts
+        assert not graph.misses
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -85,14 +86,18 @@ def test_any_lengths_any_pieces_any_pages(seed: int) -> None:
     prompts += [list(chosen.choice(prompts)) for _ in range(3)]  # some that begin, or are, like others
     prompts.append(prompts[0] + prompts[-1])
     cache = qwenopt.PagedKVCache(
-        model.config, max_batch_size=chosen.choice([2, 4, 16]), num_pages=chosen.randint(512 // size, 40), page_size=size
+        model.config,
+        max_batch_size=chosen.choice([2, 4, 16]),
+        num_pages=chosen.randint(512 // size, 40),
+        page_size=size,
     )
     with eagerly():
         out = qwenopt.generate(
             model, prompts, max_new_tokens=12, cache=cache, prefill_tokens=chosen.choice([16, 40, 512]), **GREEDY
         )
     assert out.replies == wanted(model, prompts, 12)
-    assert cache.stats().used == 0 and cache.stats().rows == 0
+    assert cache.stats().used == 0
+    assert cache.stats().rows == 0
 
 
 def test_nothing_is_compiled_again_as_rows_join_and_leave(graphs: Any) -> None:
@@ -167,7 +172,8 @@ def test_a_stop_token_ends_its_row_alone() -> None:
         end = whole.index(stop) + 1 if stop in whole else len(whole)
         assert reply == whole[:end]
     assert out.sequences.shape == (3, 12 + max(map(len, out.replies)))
-    assert out.sequences[0, : 12 - 5].eq(0).all() and out.sequences[0, 7:12].tolist() == prompts[0]
+    assert out.sequences[0, : 12 - 5].eq(0).all()
+    assert out.sequences[0, 7:12].tolist() == prompts[0]
 
 
 def test_padded_input_is_what_model_generate_makes_of_it() -> None:
@@ -217,7 +223,8 @@ def test_streaming_shows_every_token_as_it_comes() -> None:
         )
         one = qwenopt.generate(model, prompts[:1], max_new_tokens=6, streamer=streamer, **GREEDY)
     assert [seen[0], seen[1]] == out.replies
-    assert streamer.got == [prompts[0], *([t] for t in one.replies[0])] and streamer.ended
+    assert streamer.got == [prompts[0], *([t] for t in one.replies[0])]
+    assert streamer.ended
 
 
 def test_a_window_is_honoured() -> None:
@@ -247,7 +254,8 @@ def test_a_failing_streamer_leaves_no_row_behind() -> None:
 
     with eagerly(), pytest.raises(KeyboardInterrupt):
         qwenopt.generate(model, prompts_for(model, [5, 9]), max_new_tokens=6, cache=cache, streamer=stop, **GREEDY)
-    assert cache.stats().rows == 0 and cache.stats().used == 0
+    assert cache.stats().rows == 0
+    assert cache.stats().used == 0
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
