@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from qwenopt.runtime.generate import generate
     from qwenopt.runtime.hf_generate import hf_generate
     from qwenopt.runtime.paged_cache import PagedKVCache
+    from qwenopt.runtime.thinking import ThinkingConfig, ThinkingStats
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PagedKVCache",
     "Report",
+    "ThinkingConfig",
+    "ThinkingStats",
     "__version__",
     "compile",
     "demo_model",
@@ -33,6 +36,8 @@ __all__ = [
 _HOME = {
     "PagedKVCache": "qwenopt.runtime.paged_cache",
     "Report": "qwenopt.report",
+    "ThinkingConfig": "qwenopt.runtime.thinking",
+    "ThinkingStats": "qwenopt.runtime.thinking",
     "compile": "qwenopt.api",
     "demo_model": "qwenopt.demo.load",
     "explain": "qwenopt.api",

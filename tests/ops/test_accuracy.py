@@ -14,7 +14,8 @@ from qwenopt.testing.formulas import FORMULAS
 from qwenopt.testing.tolerance import assert_as_accurate
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-PROVIDERS = [pytest.param(op, p, id=f"{op.name}.{p.name}") for op in OPS.values() for p in op.providers]
+PURE = [op for op in OPS.values() if not op.mutates]
+PROVIDERS = [pytest.param(op, p, id=f"{op.name}.{p.name}") for op in PURE for p in op.providers]
 
 
 def as_tuple(value: Any) -> tuple[Tensor, ...]:
