@@ -43,9 +43,10 @@ def hf_generate(
     seed: int | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateOutput:
-    """What transformers calls. `thinking` with `thinking_tokenizer` (transformers keeps `tokenizer` to itself), `on_token` (the
-    prompt's number and the token) and `seed` are given to `model.generate`. Returns sequences int64 [B, S + reply], or all of GenerateOutput under `return_dict_in_generate`.
+    """What transformers calls; `thinking`, `thinking_tokenizer` (`tokenizer` is not handed on), `on_token` (called with
+    the prompt's number and the token) and `seed` are given to `model.generate` beside its own arguments.
 
+    Returns sequences int64 [B, S + reply], or all of GenerateOutput under `return_dict_in_generate`.
     `past_key_values` may be a PagedKVCache. Raises QwenoptError for beams, scores, processors and criteria that this
     loop does not have.
     """
