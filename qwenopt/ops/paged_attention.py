@@ -202,9 +202,10 @@ def _record(
     window: int,
     scale: float,
 ) -> Array:
-    if not all(isinstance(size, int) for size in _sizes(q, k_pool, block_table)):
-        raise NotPlanned("sizes that are only known at run time")
     batch, heads, seq, dim = q.static_shape()
+    block_table.static_shape()
+    if not all(isinstance(size, int) for size in k_pool.shape[1:]):  # there may be any number of pages
+        raise NotPlanned(f"pools whose shape is only known at run time: {k_pool.shape}")
     tensors = (q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions, mask)
     out = steps.empty((batch, seq, heads, dim), q.dtype)
     scratch = steps.scratch(_scratch_bytes(q, k_pool, block_table, q_starts, steps.threads))
