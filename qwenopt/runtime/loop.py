@@ -58,6 +58,8 @@ class Loop:
         self.decode = PackedBatch(cache, lines, lines)
         self.emits = torch.zeros(lines, dtype=torch.bool, device=cache.device)
         self.out = torch.zeros(lines, dtype=torch.int64, device=cache.device)
+        for t in (self.emits, self.out):
+            torch._dynamo.mark_static(t)
         self.stats: dict[int, Any] = {}  # of thinking, by request
         self.timings = Timings(prompt_tokens=sum(len(r.prompt) for r in requests))
 

@@ -34,6 +34,7 @@ class PackedPlaces:
         self.all_tokens = torch.zeros(3, num_tokens, dtype=torch.int64, device=device)
         for t in (self.block_table, self.q_starts, self.last, self.all_tokens):
             torch._dynamo.mark_static_address(t)
+            torch._dynamo.mark_static(t)  # else a second size seen would make Dynamo take it for one that changes
         self.num_pages = width  # that some row has, at most: no more need be looked at
         self.resize(num_tokens)
 
@@ -47,6 +48,9 @@ class PackedPlaces:
         if dynamic:
             for t in (self.ids, self.positions, self.slots):
                 torch._dynamo.mark_dynamic(t, 0)
+        else:
+            for t in (self.ids, self.positions, self.slots):
+                torch._dynamo.mark_static(t)
 
 
 class PackedLayer(CacheLayerMixin):
