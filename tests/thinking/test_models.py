@@ -150,7 +150,9 @@ def test_t21_one_graph_for_all_configurations(model: Any, tokens: Any, tokenizer
                     tail.begin(i // 7 % 3, ThinkingConfig([0, 5, None, 9][i // 7 % 4]), start[0])
                     tail.sampler.set_row(i // 7 % 3, SamplingParams(temperature=0.1 * i, top_k=1 + i % 8, seed=i))
                 with torch._dynamo.config.patch(error_on_recompile=True):
-                    ids = step(ids[:, -1:].contiguous(), torch.full((1, 1), 11 + i).expand(3, 1).contiguous(), cache, emit)[:, None]
+                    ids = step(
+                        ids[:, -1:].contiguous(), torch.full((1, 1), 11 + i).expand(3, 1).contiguous(), cache, emit
+                    )[:, None]
                 out.append(ids[:, 0].clone())
         return torch.stack(out, 1).tolist()
 
