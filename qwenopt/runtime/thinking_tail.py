@@ -37,9 +37,14 @@ class ThinkingTail(nn.Module):
 
     def ahead(self, row: int) -> list[int]:
         """After a step: the tokens that the row is forced to write next, all of them, so that one forward may take
-        them at once. The row stands behind them then. They have drawn no random numbers.
+        them at once. The row then stands behind them, its random numbers included, as after a step for each.
         """
-        return take_forced(self.state, row)
+        ids = take_forced(self.state, row)
+        self.sampler.steps[row] += len(ids)
+        if self.sampler.penalties:
+            for token in ids:
+                self.sampler.counts[row, token] += 1
+        return ids
 
     def stats(self, row: int) -> ThinkingStats:
         """What the row's thinking has come to."""
