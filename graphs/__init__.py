@@ -16,6 +16,7 @@ from qwenopt.graphs.canonicalize import canonicalize
 from qwenopt.graphs.context import Context, Raised
 from qwenopt.graphs.functionalize import functionalize
 from qwenopt.graphs.kv_append import raise_kv_append
+from qwenopt.graphs.kv_reserve import hoist_kv_reserve
 from qwenopt.graphs.linear import raise_linear
 from qwenopt.graphs.moe_experts import raise_moe_experts
 from qwenopt.graphs.moe_route import raise_moe_route
@@ -41,7 +42,8 @@ PASSES: list[tuple[str, Pass]] = [
     ("rms_norm", raise_rms_norm),
     ("add_rms_norm", raise_add_rms_norm),  # after rms_norm: it is the sum in front of a raised norm
     ("silu_mul", raise_silu_mul),
-    ("linear", raise_linear),  # last: single nodes, nothing depends on them
+    ("linear", raise_linear),  # anywhere: single nodes, nothing depends on them
+    ("", hoist_kv_reserve),  # last: it moves a write, and all others ask where writes are
 ]
 
 

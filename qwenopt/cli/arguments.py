@@ -16,6 +16,17 @@ def positive(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> int:
+    """A whole number of at least 0."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}; needed: a whole number of at least 0")
+    return value
+
+
 def text(value: str) -> str:
     """Text that is not empty."""
     if not value.strip():

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qwenopt.errors import QwenoptError
-from qwenopt.runtime.packed_batch import PackedBatch
+from qwenopt.runtime.loop import Loop, Timings, lines_for
 from qwenopt.runtime.paged_cache import PagedKVCache
 from qwenopt.runtime.prompts import padded, prompts_of, stop_ids_of
-from qwenopt.runtime.sample import Sampler, SamplingParams
 from qwenopt.runtime.sampling_defaults import sampling_of
-from qwenopt.runtime.sequences import Request, Schedule
-from qwenopt.runtime.step import Stepper
-from qwenopt.runtime.tail import Tail
+from qwenopt.runtime.sequences import Request
+from qwenopt.runtime.tail import Choices
+from qwenopt.runtime.thinking import ThinkingConfig, ThinkingStats
+from qwenopt.runtime.thinking_tokens import ThinkingTokens
 
 # Tokens of a step that reads prompts: enough for matrix products to run at full speed, few enough for a bounded arena.
 PREFILL_TOKENS = 512
@@ -31,27 +31,13 @@ _DEFAULT_PAGE = 32
 
 
 @dataclass
-class Timings:
-    """Where the time of a generation went, in seconds. A step that reads prompts may write replies as well."""
-
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    shared_tokens: int = 0  # of prompts, found in the cache instead of computed
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    first_token_seconds: float = 0.0
-    prefill_steps: int = 0
-    decode_steps: int = 0
-
-
-@dataclass
 class GenerateOutput:
     """sequences int64 [B, prompt + reply]: prompts padded on the left, replies on the right, as `model.generate` has
-    them; the replies alone, without padding; timings."""
+    them; the replies alone, without padding; what each row's thinking came to, where it was asked for; timings."""
 
     sequences: Tensor
     replies: list[list[int]]
-    thinking: Any = None
+    thinking: list[ThinkingStats] | None = None
     timings: Timings = field(default_factory=Timings)
 
 
@@ -71,12 +57,15 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     eos_token_id: int | Collection[int] | None = None,
+    tokenizer: Any = None,
     prefill_tokens: int = PREFILL_TOKENS,
     options: Mapping[str, Any] | None = None,
 ) -> GenerateOutput:
     """Continue each prompt by up to `max_new_tokens` tokens.
 
     input_ids: int64 [B, S] with attention_mask [B, S] for padding (either side), or a list of prompts of any lengths.
+    thinking: a ThinkingConfig, a budget, a dict by the names of any engine, or a list of one of these for each prompt;
+    `tokenizer`, whose ids it goes by, must be given then (or a ThinkingTokens made from it).
     cache: a PagedKVCache to use and leave filled for the next call (default: one of the right size, for this call).
     Sampling that is not given is the model's `generation_config`; temperature 0 is greedy. eos_token_id: what ends a
     reply (default: the `generation_config`'s; an empty tuple: nothing). streamer: an object with `put` and `end` as
@@ -89,18 +78,30 @@ def generate(
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise QwenoptError(f"generate: max_new_tokens={max_new_tokens!r}; need a whole number of at least 1")
     sampling = sampling_of(model, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    stop_ids = stop_ids_of(model, eos_token_id)
+    configs = None if thinking is None else ThinkingConfig.for_rows(thinking, len(prompts), max_new_tokens)
+    tokens = None if configs is None else _tokens(tokenizer, model.config.vocab_size, stop_ids)
     requests = [Request(i, prompt, max_new_tokens) for i, prompt in enumerate(prompts)]
-    if cache is None:
-        cache = _cache_for(model, requests)
+    cache = cache or _cache_for(model, requests)
     cache.check_model(model)
+    lines = min(lines_for(len(requests)), len(cache.places.block_table))
+    choices = Choices(sampling, configs, tokens, lines, model.config.vocab_size, cache.device)
     emit = _emitter(streamer, len(prompts), input_ids)
-    loop = Loop(model, cache, requests, sampling, stop_ids_of(model, eos_token_id), prefill_tokens, options or {}, emit)
-    loop.timings.prompt_tokens = sum(map(len, prompts))
+    loop = Loop(model, cache, requests, choices, lines, stop_ids, prefill_tokens, options or {}, emit)
     loop.run(start)
     if hasattr(streamer, "end"):
         streamer.end()
     replies = [r.reply for r in requests]
-    return GenerateOutput(padded(model, prompts, replies, input_ids), replies, None, loop.timings)
+    stats = None if configs is None else [loop.stats[i] for i in range(len(requests))]
+    return GenerateOutput(padded(model, prompts, replies, input_ids), replies, stats, loop.timings)
+
+
+def _tokens(tokenizer: Any, vocab_size: int, stop_ids: Collection[int]) -> ThinkingTokens:
+    if tokenizer is None:
+        raise QwenoptError("generate: thinking=... without tokenizer=...; the ids of <think> and </think> come from it")
+    if isinstance(tokenizer, ThinkingTokens):
+        return tokenizer
+    return ThinkingTokens.of(tokenizer, vocab_size=vocab_size, eos_token_id=sorted(stop_ids))
 
 
 def _cache_for(model: Any, requests: Sequence[Request]) -> PagedKVCache:
@@ -114,11 +115,6 @@ def _cache_for(model: Any, requests: Sequence[Request]) -> PagedKVCache:
         dtype=model.dtype,
         device=model.device,
     )
-
-
-def lines_for(num_rows: int) -> int:
-    """Lines of the batch for that many rows: a power of two, so that few numbers of rows have graphs of their own."""
-    return 1 << (num_rows - 1).bit_length()
 
 
 def _emitter(streamer: Any, num_prompts: int, input_ids: Any) -> Callable[[int, int], object]:
@@ -135,85 +131,3 @@ def _emitter(streamer: Any, num_prompts: int, input_ids: Any) -> Callable[[int, 
         )
     streamer.put(torch.as_tensor(input_ids).cpu())
     return lambda index, token: streamer.put(torch.tensor([token]))
-
-
-class Loop:
-    """The steps of one generation."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        cache: PagedKVCache,
-        requests: Sequence[Request],
-        sampling: SamplingParams,
-        stop_ids: Collection[int],
-        prefill_tokens: int,
-        options: Mapping[str, Any],
-        emit: Callable[[int, int], object],
-    ) -> None:
-        most = len(cache.places.block_table)
-        lines = min(lines_for(len(requests)), most)
-        self.schedule = Schedule(cache, requests, lines)
-        self.sampling, self.stop_ids, self.on_token = sampling, frozenset(stop_ids), emit
-        vocab = model.config.vocab_size  # type: ignore[union-attr]
-        self.tail = Tail(Sampler.fitting([sampling] * lines, vocab, cache.device))
-        self.stepper = Stepper(model, self.tail, options)
-        self.prefill = PackedBatch(cache, lines, max(prefill_tokens, lines), dynamic=True)
-        self.decode = PackedBatch(cache, lines, lines)
-        self.emits = torch.zeros(lines, dtype=torch.bool, device=cache.device)
-        self.out = torch.zeros(lines, dtype=torch.int64, device=cache.device)
-        self.timings = Timings()
-
-    def run(self, start: float) -> None:
-        """Until every request has its reply. Whatever happens, no row is left in the cache."""
-        try:
-            while self.schedule.waiting or self.schedule.working:
-                for line, request in self.schedule.admit():
-                    self._begin(line, request)
-                self._step(start)
-        finally:
-            self.schedule.close()
-
-    def _begin(self, line: int, request: Request) -> None:
-        self.timings.shared_tokens += request.done
-        seed = self.sampling.seed
-        if not self.sampling.greedy:
-            params = self.sampling if seed is None else _with_seed(self.sampling, seed + request.index)
-            self.tail.sampler.set_row(line, params)
-
-    def _step(self, start: float) -> None:
-        begin = time.perf_counter()
-        reading = self.schedule.reading
-        batch = self.prefill if reading else self.decode
-        pieces = self.schedule.pieces(batch.num_tokens)
-        batch.fill(pieces)
-        ending = [r is not None and r.left == 0 for r in self.schedule.lines]
-        self.emits.copy_(torch.tensor(ending))
-        self.stepper(batch, self.emits, self.out)
-        for line, token in enumerate(self.out.tolist()):
-            if ending[line]:
-                self._emit(line, token, start)
-        spent = time.perf_counter() - begin
-        if reading:
-            self.timings.prefill_seconds += spent
-            self.timings.prefill_steps += 1
-        else:
-            self.timings.decode_seconds += spent
-            self.timings.decode_steps += 1
-
-    def _emit(self, line: int, token: int, start: float) -> None:
-        request = self.schedule.lines[line]
-        assert request is not None
-        if self.timings.new_tokens == 0:
-            self.timings.first_token_seconds = time.perf_counter() - start
-        self.timings.new_tokens += 1
-        request.reply.append(token)
-        if token in self.stop_ids or len(request.reply) == request.max_new_tokens:
-            self.schedule.end(line)
-        self.on_token(request.index, token)
-
-
-def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:
-    from dataclasses import replace
-
-    return replace(params, seed=seed % (1 << 64))

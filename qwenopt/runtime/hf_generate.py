@@ -1,7 +1,7 @@
-"""hf_generate: qwenopt.generate behind transformers' own hook, `model.generate(..., custom_generate=qwenopt.hf_generate)`.
+"""hf_generate: qwenopt.generate by way of `model.generate(..., custom_generate=qwenopt.hf_generate)`.
 
-transformers prepares input, length, sampling and stop tokens as for its own loop; this one does the rest. What it cannot
-do it refuses. transformers 5.23 does not hand `streamer` on to a custom loop; `on_token` takes its place.
+transformers prepares input, length, sampling and stop tokens as for its own loop; this one does the rest. What it
+cannot do it refuses. transformers 5.23 does not hand `streamer` on to a custom loop; `on_token` takes its place.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ def hf_generate(
     stopping_criteria: Any = None,
     generation_config: Any = None,
     thinking: Any = None,
+    thinking_tokenizer: Any = None,
     on_token: Callable[[int, int], object] | None = None,
     seed: int | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateOutput:
-    """What transformers calls. `thinking`, `on_token` (the prompt's number and the token) and `seed` are given to
-    `model.generate`. Returns sequences int64 [B, S + reply], or all of GenerateOutput under `return_dict_in_generate`.
+    """What transformers calls; `thinking`, `thinking_tokenizer` (`tokenizer` is not handed on), `on_token` (called with
+    the prompt's number and the token) and `seed` are given to `model.generate` beside its own arguments.
 
+    Returns sequences int64 [B, S + reply], or all of GenerateOutput under `return_dict_in_generate`.
     `past_key_values` may be a PagedKVCache. Raises QwenoptError for beams, scores, processors and criteria that this
     loop does not have.
     """
@@ -67,6 +69,7 @@ def hf_generate(
         model_kwargs.get("attention_mask"),
         max_new_tokens=config.max_length - input_ids.shape[1],
         thinking=thinking,
+        tokenizer=thinking_tokenizer,
         cache=cache if isinstance(cache, PagedKVCache) else None,
         streamer=on_token,
         seed=seed,

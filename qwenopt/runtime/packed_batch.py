@@ -103,8 +103,8 @@ class PackedBatch(Cache):
         self.places = PackedPlaces(num_rows, num_tokens, cache.rows.max_pages, cache.device)
         self._lines: list[tuple[int, ...]] = [()] * num_rows
         self._kinds = tuple(dict.fromkeys(layer_types(cache.config)))
-        layers = [PackedLayer(layer, self.places) for layer in cache.layers]  # type: ignore[arg-type]
-        super().__init__(layers=layers)  # type: ignore[arg-type]
+        layers = [PackedLayer(layer, self.places) for layer in cache.layers]
+        super().__init__(layers=layers)
 
     def masks(self) -> Any:
         """What the tokens see, as a model of this config takes it: a mask, or one for each kind of attention."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,28 +24,9 @@ from transformers.cache_utils import Cache
 
 from qwenopt.errors import QwenoptError
 from qwenopt.ops.kv_reserve import HANDLES
+from qwenopt.runtime.cache_stats import CacheStats, stats_of
 from qwenopt.runtime.paged_layer import PagedLayer, Places
 from qwenopt.runtime.rows import Rows
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """What a paged cache holds: numbers of pages and tokens, and bytes of memory.
-
-    `kept` pages belong to nobody and can still be found by their content; `shared` ones have more than one holder.
-    `fragmentation` is the part of the used pages' places that holds no token.
-    """
-
-    pages: int
-    used: int
-    shared: int
-    kept: int
-    free: int
-    rows: int
-    tokens: int
-    fragmentation: float
-    nbytes: int
-    used_nbytes: int
 
 
 class PagedKVCache(Cache):
@@ -95,7 +75,7 @@ class PagedKVCache(Cache):
             for i, (pools, kind) in enumerate(zip(self.pools, types, strict=True))
         ]
         self._mark_static()
-        super().__init__(layers=layers)  # type: ignore[arg-type]
+        super().__init__(layers=layers)
 
     def _make_pools(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         config = self.config
@@ -274,27 +254,7 @@ class PagedKVCache(Cache):
 
     def stats(self) -> CacheStats:
         """Pages, tokens and bytes in use."""
-        pages = self.rows.pages
-        used = self.num_pages - pages.num_available
-        held: dict[int, int] = {}
-        for row in self.rows:
-            r = self.rows[row]
-            for i, page in enumerate(r.pages):
-                held[page] = max(held.get(page, 0), min(r.length - i * self.page_size, self.page_size))
-        tokens = sum(held.values())
-        nbytes = sum(t.nbytes for t in self._tensors())
-        return CacheStats(
-            pages=self.num_pages,
-            used=used,
-            shared=sum(count > 1 for count in pages.holders),
-            kept=pages.num_kept,
-            free=pages.num_available - pages.num_kept,
-            rows=len(self.rows),
-            tokens=tokens,
-            fragmentation=1 - tokens / (used * self.page_size) if used else 0.0,
-            nbytes=nbytes,
-            used_nbytes=nbytes // self.num_pages * used,
-        )
+        return stats_of(self.rows, sum(t.nbytes for t in self._tensors()))
 
 
 def layer_types(config: Any) -> list[str]:
@@ -313,7 +273,7 @@ def _model_dtype(config: Any, dtype: torch.dtype | None) -> torch.dtype:
     found = dtype or getattr(config, "dtype", None) or torch.get_default_dtype()
     if found not in (torch.float32, torch.bfloat16, torch.float16):
         raise QwenoptError(f"PagedKVCache: dtype {found}; need torch.float32, torch.bfloat16 or torch.float16")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _kv_dtype(dtype: torch.dtype, kv_dtype: torch.dtype | None) -> torch.dtype:

@@ -31,13 +31,18 @@ class Places:
 class PagedLayer(CacheLayerMixin):
     """One layer's pools, as a batch sees them: keys and values [pages, G, page_size, D], scales where they are int8."""
 
+    keys: Tensor
+    values: Tensor
     is_compileable = True
     is_croppable = True
     supports_early_init = False
 
     def __init__(self, pools: Sequence[Tensor | None], places: Places, *, is_first: bool, is_sliding: bool) -> None:
         super().__init__()
-        self.keys, self.values, self.k_scale, self.v_scale = pools
+        keys, values, self.k_scale, self.v_scale = pools
+        assert keys is not None
+        assert values is not None
+        self.keys, self.values = keys, values
         self.places, self.is_first, self.is_sliding = places, is_first, is_sliding
         self.is_initialized = True
 
@@ -75,7 +80,7 @@ class PagedLayer(CacheLayerMixin):
         """Length and offset of the keys that `update` returns."""
         return self.places.block_table.shape[1] * self.keys.shape[2], 0
 
-    def get_seq_length(self) -> Tensor:  # type: ignore[override]
+    def get_seq_length(self) -> Tensor:
         """Tokens of each row so far: a tensor, as transformers' static cache has it, so that graphs can read it."""
         return self.places.length
 

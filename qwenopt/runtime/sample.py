@@ -132,18 +132,20 @@ class Sampler(nn.Module):
     prompt: Tensor
 
     @classmethod
-    def fitting(cls, params: Sequence[SamplingParams], vocab_size: int, device: Any = None) -> Sampler:
-        """The leanest sampler that can serve these rows, one row for each, already set."""
+    def fitting(
+        cls, params: Sequence[SamplingParams], vocab_size: int, device: Any = None, *, rows: int | None = None
+    ) -> Sampler:
+        """The leanest sampler that can serve these settings: one row for each, already set, or `rows` greedy ones."""
         top = max((p.top_k or vocab_size for p in params if not p.greedy), default=1)
         penalties = any(p.penalises for p in params)
         sampler = cls(
-            len(params),
+            rows or len(params),
             greedy=all(p.greedy for p in params) and not penalties,
             max_top_k=None if top > 1024 else top,
             vocab_size=vocab_size if penalties else None,
             device=device,
         )
-        for row, one in enumerate(params):
+        for row, one in enumerate(params if rows is None else ()):
             sampler.set_row(row, one)
         return sampler
 
@@ -205,8 +207,7 @@ class Sampler(nn.Module):
             self.counts.scatter_add_(1, ids[:, None], one[:, None])
 
     def forward(self, logits: Tensor, answering: Tensor | None = None, active: Tensor | None = None) -> Tensor:
-        """Draw a token per row. logits [R, V] of any floating dtype, for the first R rows; answering bool [R] picks the
-        row's settings.
+        """Draw a token per row. logits [R, V] of any floating dtype; answering bool [R] picks the row's settings.
 
         active bool [R]: rows whose random numbers go on; what the others get means nothing (default: all).
         """

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qwenopt.errors import QwenoptError
-from qwenopt.runtime.pages import OutOfPages
 from qwenopt.runtime.paged_cache import PagedKVCache
+from qwenopt.runtime.pages import OutOfPages
 
 
 @dataclass(eq=False)
@@ -116,13 +116,17 @@ class Schedule:
     def _has_room(self, request: Request, keys: Sequence[bytes]) -> bool:
         pages, found = self.cache.rows.pages, self._found(keys)
         kept = sum(pages.holders[page] == 0 for page in found)
-        promised = sum(self._total_pages(r) - len(self.cache.rows[r.row].pages) for r in self.working)  # type: ignore[index]
+        promised = 0  # to the requests at work
+        for other in self.working:
+            assert other.row is not None
+            promised += self._total_pages(other) - len(self.cache.rows[other.row].pages)
         return self._total_pages(request) - len(found) + kept + promised <= pages.num_available
 
     def end(self, line: int) -> None:
         """The request on that line has its reply: its pages and its line are free."""
         request = self.lines[line]
-        assert request is not None and request.row is not None
+        assert request is not None
+        assert request.row is not None
         self.cache.free(request.row)
         self.lines[line], request.row = None, None
 

@@ -58,7 +58,8 @@ class CompiledStep:
     def _backend(self, gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         from torch._dynamo.backends.registry import lookup_backend
 
-        function = lookup_backend("qwenopt")(gm, inputs, options=self._options)
+        backend: Callable[..., Any] = lookup_backend("qwenopt")
+        function = backend(gm, inputs, options=self._options)
 
         def call(*args: Any) -> Any:
             self._direct = Direct(function, args)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwenopt.ops import KV_APPEND, KV_GATHER, PAGED_MASK
+from qwenopt.ops import KV_APPEND, KV_GATHER, KV_RESERVE, PAGED_MASK
+from qwenopt.ops.kv_reserve import HANDLES
 from qwenopt.testing.capture import Captured, capture
 
 PAGES, GROUPS, HEADS, SIZE, DIM, ROWS, WIDTH = 12, 2, 4, 4, 16, 2, 3
@@ -78,7 +79,10 @@ def test_packed_rows_are_told_apart_by_their_starts() -> None:
         raised={"paged_attention": 1},
     )
     q_starts, positions, mask, window = captured.call("paged_attention")[6:10]
-    assert q_starts is not None and positions is not None and mask is None and window == 0
+    assert q_starts is not None
+    assert positions is not None
+    assert mask is None
+    assert window == 0
     assert not [n for n in captured.contexts[0].graph.nodes if n.target in (KV_GATHER.default, PAGED_MASK.default)]
 
 
@@ -94,7 +98,8 @@ def test_a_window_comes_from_the_mask() -> None:
 def test_a_proven_causal_mask_becomes_positions() -> None:
     captured = check(in_batch(causal), *batch_args(), raised={"paged_attention": 1})
     positions, mask = captured.call("paged_attention")[7:9]
-    assert positions is not None and mask is None
+    assert positions is not None
+    assert mask is None
 
 
 def test_any_other_mask_is_honoured() -> None:
@@ -102,7 +107,8 @@ def test_any_other_mask_is_honoured() -> None:
         return (torch.arange(LENGTH)[None, None, None, :] % 3 != 1) & (positions[None, None, :, None] > 0)
 
     positions, mask = check(in_batch(other), *batch_args(), raised={"paged_attention": 1}).call("paged_attention")[7:9]
-    assert positions is None and mask is not None
+    assert positions is None
+    assert mask is not None
 
 
 def test_a_write_before_the_gather_is_seen() -> None:
@@ -171,3 +177,26 @@ def test_packed_rows_under_another_mask_keep_the_gather() -> None:
 def test_disabled_ops_are_left_alone() -> None:
     args = (torch.randn(1, HEADS, 4, DIM), *pools(), table(), STARTS, POSITIONS)
     assert capture(packed, *args, disable=("paged_attention",)).counts == {"attention": 1}
+
+
+def reserving(q: Tensor, length: Tensor, blocks: Tensor, slots: Tensor, handle: Tensor) -> tuple[Tensor, Tensor]:
+    before = length + 1
+    x = q.sin().cos()
+    KV_RESERVE.default(handle, blocks, length, slots, 1, 2)
+    return x + before, slots[:2] * 2
+
+
+def test_reserving_moves_up_to_the_last_reader_and_no_further() -> None:
+    class Reserver:
+        def reserve_batch(self, batch: int, seq: int, block_table: Tensor, length: Tensor, slots: Tensor) -> None:
+            length.add_(seq)
+            slots[: batch * seq] = 7
+
+    reserver = Reserver()
+    args = (torch.randn(3), torch.zeros((), dtype=torch.int64), table(), torch.zeros(9, dtype=torch.int64))
+    captured = capture(reserving, *args, torch.tensor(HANDLES.new(reserver)))
+    assert captured.result[1].tolist() == [14, 14]
+    assert torch.equal(captured.result[0], args[0].sin().cos() + 1)
+    names = [n.name for n in captured.contexts[0].graph.nodes if n.op.startswith("call")]
+    order = [names.index(name) for name in ("before", next(n for n in names if n.startswith("kv_reserve")), "sin")]
+    assert order == sorted(order), names

@@ -47,7 +47,7 @@ def test_bare_import_is_refused(name: str) -> None:
 def test_unknown_attribute_names_the_nearest() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'lastreport'; did you mean 'last_report'\?"):
         qwenopt.lastreport  # noqa: B018
-    with pytest.raises(AttributeError, match=r"no attribute 'zzz'; it has PagedKVCache, Report, ThinkingConfig, ThinkingStats, compile"):
+    with pytest.raises(AttributeError, match=r"no attribute 'zzz'; it has PagedKVCache, Report"):
         qwenopt.zzz  # noqa: B018
     assert not hasattr(qwenopt, "__wrapped__")
 

@@ -69,9 +69,7 @@ def test_model_generate_takes_it() -> None:
     model = tiny_model("0.6B")
     ids, mask = prompt(model.config, 3, LENGTH)
     expected = model.generate(ids, attention_mask=mask, max_new_tokens=STEPS, **GENERATE)
-    found = model.generate(
-        ids, attention_mask=mask, max_new_tokens=STEPS, past_key_values=cache_for(model), **GENERATE
-    )
+    found = model.generate(ids, attention_mask=mask, max_new_tokens=STEPS, past_key_values=cache_for(model), **GENERATE)
     assert torch.equal(found, expected)
 
 
@@ -96,7 +94,8 @@ def test_beams_share_pages() -> None:
     cache = cache_for(model, rows=6)
     assert torch.equal(model.generate(ids, past_key_values=cache, **beams, **GENERATE), expected)
     stats = cache.stats()
-    assert stats.shared > 0 and stats.used < 6 * 3, stats
+    assert stats.shared > 0, stats
+    assert stats.used < 6 * 3, stats
 
 
 def test_crop_takes_tokens_back() -> None:
@@ -122,9 +121,11 @@ def test_reset_frees_all_and_int8_holds_a_quarter() -> None:
     plain, small = cache_for(model), cache_for(model, kv_dtype=torch.int8)
     for cache in (plain, small):
         decode(model, cache, ids, mask, 4)
-        assert cache.stats().used == 4 and cache.stats().tokens == 2 * (LENGTH + 3)
+        assert cache.stats().used == 4
+        assert cache.stats().tokens == 2 * (LENGTH + 3)
         cache.reset()
-        assert cache.stats().used == 0 and cache.get_seq_length() == 0
+        assert cache.stats().used == 0
+        assert cache.get_seq_length() == 0
         decode(model, cache, *prompt(model.config, 3, LENGTH), 2)  # another batch may follow
     assert small.stats().nbytes == plain.stats().nbytes * (1 + 4 / 32) / 4
 

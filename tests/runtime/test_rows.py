@@ -64,7 +64,8 @@ class RowsMachine(RuleBasedStateMachine):
         before = self.memory.rows.pages.num_available
         row = self.memory.rows.open(prompt if known else (), known=known)
         found = self.memory.rows[row].length
-        assert found % SIZE == 0 and found <= max(len(prompt) - 1, 0)
+        assert found % SIZE == 0
+        assert found <= max(len(prompt) - 1, 0)
         assert self.memory.read(row) == prompt[:found]
         assert before - self.memory.rows.pages.num_available <= found // SIZE
         self.model[row] = prompt[:found]
@@ -80,7 +81,7 @@ class RowsMachine(RuleBasedStateMachine):
         except QwenoptError as error:
             assert self.state() == before, "an error left something changed"
             length = len(self.model[row]) + len(new)
-            assert isinstance(error, OutOfPages) or length > MAX_PAGES * SIZE
+            assert isinstance(error, OutOfPages) or length > MAX_PAGES * SIZE  # noqa: PT017
             return
         self.model[row] = self.model[row] + new
 
@@ -93,7 +94,8 @@ class RowsMachine(RuleBasedStateMachine):
         try:
             twin = self.memory.rows.fork(row)
         except OutOfPages:
-            assert self.state() == before and self.memory.rows.pages.num_available == 0
+            assert self.state() == before
+            assert self.memory.rows.pages.num_available == 0
             return
         self.model[twin] = list(self.model[row])
 
@@ -139,7 +141,8 @@ class RowsMachine(RuleBasedStateMachine):
     def what_can_be_found_is_there(self) -> None:
         pages = self.memory.rows.pages
         for key, page in pages._page_of.items():
-            assert pages._key_of[page] == key and (pages.holders[page] > 0 or page in pages._idle)
+            assert pages._key_of[page] == key
+            assert pages.holders[page] > 0 or page in pages._idle
 
     @invariant()
     def begun_pages_are_owned(self) -> None:
@@ -159,7 +162,8 @@ def test_equal_beginnings_share_pages() -> None:
     first = memory.rows.open(prompt)
     memory.write(first, prompt)
     second = memory.rows.open(prompt)
-    assert memory.rows[second].length == 8 and memory.rows[second].pages == memory.rows[first].pages[:2]
+    assert memory.rows[second].length == 8
+    assert memory.rows[second].pages == memory.rows[first].pages[:2]
     assert memory.rows[memory.rows.open([99, *prompt])].length == 0, "the same tokens elsewhere are other content"
 
 
@@ -169,7 +173,8 @@ def test_content_outlives_its_rows_until_its_room_is_needed() -> None:
     row = memory.rows.open(prompt)
     memory.write(row, prompt)
     memory.rows.free(row)
-    assert memory.rows.pages.num_available == NUM_PAGES and memory.rows.pages.num_kept == 2
+    assert memory.rows.pages.num_available == NUM_PAGES
+    assert memory.rows.pages.num_kept == 2
     again = memory.rows.open(prompt)
     assert memory.rows[again].length == 8
     memory.rows.free(again)

@@ -1,0 +1,59 @@
+"""qwenopt.generate: what does not fit is refused before anything runs, and says what would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import qwenopt
+from qwenopt.errors import QwenoptError
+from qwenopt.runtime.pages import OutOfPages
+from qwenopt.testing.models import tiny_model
+
+GREEDY: dict[str, Any] = {"temperature": 0, "eos_token_id": ()}
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("no prompt", {"input_ids": []}, "no prompt; need at least one"),
+    ("empty prompt", {"input_ids": [[1], []]}, "prompt 1 is empty"),
+    ("token", {"input_ids": [[1, 128]]}, "prompt 0 has token 128; the vocabulary has 0 to 127"),
+    ("floats", {"input_ids": torch.ones(1, 3)}, r"input_ids \(1, 3\) torch.float32; need whole numbers"),
+    ("mask", {"attention_mask": torch.ones(1, 3)}, r"attention_mask beside a list"),
+    (
+        "holes",
+        {"input_ids": torch.ones(1, 3, dtype=torch.int64), "attention_mask": torch.tensor([[1, 0, 1]])},
+        "has holes",
+    ),
+    ("tokens", {"max_new_tokens": 0}, "max_new_tokens=0; need a whole number of at least 1"),
+    ("too long", {"max_new_tokens": 600}, "are 603 tokens; the cache takes rows of 512"),
+    ("streamer", {"streamer": 3}, "streamer 3; need an object with put and end, or a function"),
+]
+
+
+@pytest.mark.parametrize(("what", "given", "text"), REFUSED, ids=[r[0] for r in REFUSED])
+def test_what_does_not_fit_is_refused(what: str, given: dict[str, Any], text: str) -> None:
+    model = tiny_model("0.6B")
+    call: dict[str, Any] = {"input_ids": [[1, 2, 3]], "max_new_tokens": 4, **GREEDY, **given}
+    with pytest.raises(QwenoptError, match=text):
+        qwenopt.generate(model, call.pop("input_ids"), **call)
+
+
+def test_a_cache_that_does_not_fit_is_refused() -> None:
+    model = tiny_model("0.6B")
+    small = qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=2)
+    with pytest.raises(OutOfPages, match="prompt 0 and its reply need 3 pages, the cache has 2"):
+        qwenopt.generate(model, [[1] * 40], max_new_tokens=5, cache=small, **GREEDY)
+    other = qwenopt.PagedKVCache(tiny_model("30B-A3B").config, max_batch_size=1, num_pages=8)
+    with pytest.raises(QwenoptError, match="it belongs to another model"):
+        qwenopt.generate(model, [[1]], max_new_tokens=5, cache=other, **GREEDY)
+    half = qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=8, dtype=torch.bfloat16)
+    with pytest.raises(QwenoptError, match="made for torch.bfloat16, the model is torch.float32"):
+        qwenopt.generate(model, [[1]], max_new_tokens=5, cache=half, **GREEDY)
+    held = qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=3)
+    row = held.rows.open()
+    held.rows.reserve({row: 20})
+    with pytest.raises(OutOfPages, match="1 of 3 are free: other rows hold the rest"):
+        qwenopt.generate(model, [[1] * 30], max_new_tokens=5, cache=held, **GREEDY)
+    assert held.stats().rows == 1
