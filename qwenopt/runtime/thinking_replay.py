@@ -17,9 +17,9 @@ def forced_ahead(state: ThinkingState, row: int) -> list[int]:
     They are known as soon as the first one is written, so one forward may take them all; `take_forced` then makes the
     state what as many steps would have made it.
     """
-    s = state.state[row].tolist()
-    if s[Column.PHASE] != Phase.FORCE:
+    if int(state.state[row, Column.PHASE]) != Phase.FORCE:  # one number, since a loop may ask after every step
         return []
+    s = state.state[row].tolist()
     first, last = s[Column.FPTR] + s[Column.FPOS], s[Column.FPTR] + s[Column.FLEN]
     return [int(token) for token in state.forced[row, first:last].tolist()]
 

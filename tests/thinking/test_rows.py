@@ -10,10 +10,10 @@ import torch
 
 from qwenopt.ops.budget_state import Column, Phase
 from qwenopt.runtime.sample import GREEDY, Sampler, SamplingParams
+from qwenopt.runtime.tail import Choices
 from qwenopt.runtime.thinking import ThinkingConfig
 from qwenopt.runtime.thinking_replay import replay, verify_draft
 from qwenopt.runtime.thinking_state import ThinkingState
-from qwenopt.runtime.thinking_tail import ThinkingTail
 from qwenopt.testing.scripted import ScriptedLM, play
 
 STEPS = 40
@@ -213,24 +213,22 @@ def test_rows_that_sit_out_stay_as_they_are(tokens: Any, words: Any, wrap: Any) 
 def test_t28_forced_tokens_at_once_leave_everything_as_a_step_each_does(tokens: Any, words: Any) -> None:
     """State, random numbers and what penalties have seen."""
 
-    def run(append: bool) -> tuple[list[int], ThinkingTail]:
-        sampler = Sampler(2, max_top_k=30, vocab_size=512)
+    def run(append: bool) -> tuple[list[int], Choices]:
+        sampling = SamplingParams(temperature=4.0, top_k=30, seed=1, presence_penalty=0.5)
+        configs = [ThinkingConfig(5, boundary="none"), ThinkingConfig()]
+        choices = Choices(sampling, configs, tokens, 2, 512, torch.device("cpu"))
         for row in range(2):
-            penalty = 0.5 if row else 0.0
-            sampler.set_row(row, SamplingParams(temperature=4.0, top_k=30, seed=row, presence_penalty=penalty))
-        tail = ThinkingTail(ThinkingState(2, tokens), sampler)
-        tail.begin(0, ThinkingConfig(5, boundary="none"), words.opened)
-        tail.begin(1, None, words.opened)
+            choices.begin(row, row, words.opened, 80)
         model, out = ScriptedLM([[words.x], [words.y]], 512), []
         while len(out) < 80:
-            out.append(int(tail(model(len(out)), torch.tensor([True, False]))[0]))
-            out += tail.ahead(0) if append else []
-        return out[:80], tail
+            out.append(int(choices.tail(model(len(out)), torch.tensor([True, False]))[0]))
+            out += choices.forced(0) if append else []
+        return out[:80], choices
 
     (single, one), (whole, two) = run(False), run(True)
     assert one.stats(0).forced_tokens == len(tokens.texts["qwen3"])
     assert single == whole
     assert one.stats(0) == two.stats(0)
-    for a, b in ((one.state.state, two.state.state), (one.sampler.steps, two.sampler.steps)):
-        assert torch.equal(a, b)
-    assert torch.equal(one.sampler.counts, two.sampler.counts)
+    assert torch.equal(one.tail.thinking.state, two.tail.thinking.state)
+    for name in ("steps", "counts"):
+        assert torch.equal(getattr(one.tail.sampler, name), getattr(two.tail.sampler, name))
