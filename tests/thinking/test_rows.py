@@ -162,6 +162,21 @@ def test_t19_preempted_at_every_step(tokens: Any, words: Any, way: str) -> None:
     assert phases >= {Phase.THINK, Phase.GRACE, Phase.FORCE, Phase.ANSWER}
 
 
+@pytest.mark.parametrize("config", [ThinkingConfig(3, stop_text="bare"), ThinkingConfig(9, exit_stop_text="bare")])
+def test_t19_a_forced_marker_is_told_from_the_models_own(tokens: Any, words: Any, config: ThinkingConfig) -> None:
+    """By its place: the guards after a forced end are on again. The second is closed by an end of the text."""
+    script = [words.x, words.x, words.x if config.budget == 3 else words.eos, *[words.y] * 9]
+    done = play(ThinkingState(1, tokens), [config], [words.opened], ScriptedLM([script], 512), 8)
+    place = done.ids[0].index(words.end)
+    again = ThinkingState(1, tokens)
+    again.admit(0, config, words.opened)
+    replay(again, 0, done.ids[0], {place})
+    assert torch.equal(again.state, done.state.state)
+    again.admit(0, config, words.opened)
+    replay(again, 0, done.ids[0])
+    assert again.stats(0).reason == "natural"
+
+
 def test_t19_what_cannot_be_replayed_is_refused(tokens: Any, words: Any) -> None:
     from qwenopt.runtime.thinking_exits import MarginRule
 
