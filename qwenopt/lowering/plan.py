@@ -148,7 +148,7 @@ def install(gm: GraphModule, raised: Iterable[Raised]) -> Installed:
 def _drop_unused_numbers(graph: Graph) -> None:
     """Erase what computes a size that nobody asks for: Dynamo leaves such nodes between the layers."""
     for node in reversed(graph.nodes):
-        if node.op.startswith("call") and not node.users and isinstance(spelling.fake(node), int | SymInt):
+        if node.op.startswith("call") and not node.users and isinstance(spelling.fake(node), int | SymInt | torch.Size):
             graph.erase_node(node)
 
 

@@ -93,8 +93,9 @@ class PagedKVCache(Cache):
     def _mark_static(self) -> None:
         for t in (*self._tensors(), self.places.block_table, self.places.slots, self.places.length):
             torch._dynamo.mark_static_address(t)
-        for t in self._tensors():  # one graph for pools of any number of pages
+        for t in self._tensors():  # one graph for any number of pages, but one for each size of a page
             torch._dynamo.maybe_mark_dynamic(t, 0)
+            torch._dynamo.mark_static(t, list(range(1, t.dim())))
 
     def _copy_page(self, source: int, target: int) -> None:
         for t in self._tensors():

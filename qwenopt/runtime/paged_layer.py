@@ -43,6 +43,8 @@ class PagedLayer(CacheLayerMixin):
         assert keys is not None
         assert values is not None
         self.keys, self.values = keys, values
+        # Numbers of their own: asking a pool for its shape would leave nodes in a graph, for its pages may be any number.
+        _, self.groups, self.page_size, self.head_dim = keys.shape
         self.places, self.is_first, self.is_sliding = places, is_first, is_sliding
         self.is_initialized = True
 
@@ -51,12 +53,11 @@ class PagedLayer(CacheLayerMixin):
 
     def check(self, key_states: Tensor) -> None:
         """Raise QwenoptError unless these keys are of the model that the cache was made for."""
-        _, groups, _, dim = self.keys.shape
         given = tuple(key_states.shape)
-        if given[1] != groups or given[3] != dim:
+        if given[1] != self.groups or given[3] != self.head_dim:
             raise QwenoptError(
-                f"paged cache: keys (B, G, S, D) = {given}; the cache was made for G = {groups}, D = {dim}: "
-                "it belongs to another model"
+                f"paged cache: keys (B, G, S, D) = {given}; the cache was made for G = {self.groups}, "
+                f"D = {self.head_dim}: it belongs to another model"
             )
         if self.keys.dtype not in (key_states.dtype, torch.int8):
             raise QwenoptError(
@@ -78,7 +79,7 @@ class PagedLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that `update` returns."""
-        return self.places.block_table.shape[1] * self.keys.shape[2], 0
+        return self.places.block_table.shape[1] * self.page_size, 0
 
     def get_seq_length(self) -> Tensor:
         """Tokens of each row so far: a tensor, as transformers' static cache has it, so that graphs can read it."""
@@ -86,4 +87,4 @@ class PagedLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """The most tokens that a row can have."""
-        return self.places.block_table.shape[1] * self.keys.shape[2]
+        return self.places.block_table.shape[1] * self.page_size
