@@ -102,8 +102,7 @@ class Loop:
         assert request is not None
         new = [token]
         if token not in self.stop_ids:
-            new += self.choices.forced(line)
-        new = new[: request.max_new_tokens - len(request.reply)]
+            new += self.choices.forced(line, request.max_new_tokens - len(request.reply) - 1)
         request.reply += new
         self.timings.new_tokens += len(new)
         if token in self.stop_ids or len(request.reply) == request.max_new_tokens:

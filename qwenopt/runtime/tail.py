@@ -71,11 +71,13 @@ class Choices:
         if self.tail.thinking is not None:
             self.tail.thinking.admit(line, config, prompt, max_new_tokens)
 
-    def forced(self, line: int) -> list[int]:
-        """The tokens that must follow on that line, known before they are computed; the row is then behind them."""
+    def forced(self, line: int, most: int | None = None) -> list[int]:
+        """Up to `most` tokens that must follow on that line, known before they are computed; the row is then behind
+        them.
+        """
         if self.tail.thinking is None:
             return []
-        ahead, sampler = take_forced(self.tail.thinking, line), self.tail.sampler
+        ahead, sampler = take_forced(self.tail.thinking, line, most), self.tail.sampler
         if ahead:
             alone = torch.arange(sampler.rows, device=sampler.steps.device) == line
             sampler.steps[line] += len(ahead)  # as many random numbers as one by one

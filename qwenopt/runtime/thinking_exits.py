@@ -113,8 +113,8 @@ EXIT_RULES: dict[str, type[Any]] = {
 
 def exit_from_dict(values: Any) -> ExitRule:
     """The rule that `to_dict` wrote: its name under "rule", and its fields."""
-    if isinstance(values, tuple(EXIT_RULES.values())):
-        return values  # type: ignore[return-value]
+    if isinstance(values, ExitRule):
+        return values
     fields = dict(values)
     name = fields.pop("rule", None)
     if name not in EXIT_RULES:

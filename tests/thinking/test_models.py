@@ -14,10 +14,10 @@ from qwenopt.demo.load import demo_model
 from qwenopt.demo.task import unseen_questions
 from qwenopt.report import last_report
 from qwenopt.runtime.sample import Sampler, SamplingParams
+from qwenopt.runtime.tail import Tail
 from qwenopt.runtime.thinking import ThinkingConfig
 from qwenopt.runtime.thinking_replay import take_forced
 from qwenopt.runtime.thinking_state import ThinkingState
-from qwenopt.runtime.thinking_tail import ThinkingTail
 
 STEPS = 120
 PLAIN = {"reclose_guard": 0, "min_answer_tokens": 0}  # Qwen's recipe guards nothing
@@ -39,13 +39,14 @@ def decode(
     model: Any, tokens: Any, prompt: list[int], config: Any, steps: int, append: bool = False
 ) -> tuple[Any, Any]:
     """A greedy reply; with `append`, the forced tokens of a text go through the model in one forward."""
-    tail, cache = ThinkingTail(ThinkingState(1, tokens), Sampler(1, greedy=True)), DynamicCache(config=model.config)
-    tail.begin(0, config, prompt, steps)
+    state, cache = ThinkingState(1, tokens), DynamicCache(config=model.config)
+    tail = Tail(Sampler(1, greedy=True), state)
+    state.admit(0, config, prompt, steps)
     out, new = [], list(prompt)
     while len(out) < steps and (not out or out[-1] not in tokens.eos):
         logits = model(torch.tensor([new]), past_key_values=cache, use_cache=True).logits[:, -1]
         new = [int(tail(logits, torch.tensor([True]))[0])]
-        new += take_forced(tail.state, 0) if append else []
+        new += take_forced(state, 0) if append else []
         out += new
     return out, cache
 
@@ -121,7 +122,7 @@ def test_t28_a_forced_text_in_one_forward(model: Any, tokens: Any, tokenizer: An
 class Step(torch.nn.Module):
     """One decode step: model, sampler, thinking."""
 
-    def __init__(self, model: Any, tail: ThinkingTail) -> None:
+    def __init__(self, model: Any, tail: Tail) -> None:
         super().__init__()
         self.model, self.tail = model, tail
 
@@ -136,7 +137,8 @@ def test_t21_one_graph_for_all_configurations(model: Any, tokens: Any, tokenizer
     start = [p[:12] for p in prompts(tokenizer)]
 
     def run(compile: bool) -> list[list[int]]:
-        tail = ThinkingTail(ThinkingState(3, tokens, signals=("margin",)), Sampler(3, max_top_k=8))
+        state = ThinkingState(3, tokens, signals=("margin",))
+        tail = Tail(Sampler(3, max_top_k=8), state)
         step: Any = Step(model, tail)
         backend = "eager" if lowering == "eager" else "qwenopt"
         options = {} if lowering == "eager" else {"options": {"lowering": lowering}}
@@ -147,7 +149,7 @@ def test_t21_one_graph_for_all_configurations(model: Any, tokens: Any, tokenizer
             model(ids[:, :-1], past_key_values=cache, use_cache=True)
             for i in range(50):
                 if i % 7 == 0:
-                    tail.begin(i // 7 % 3, ThinkingConfig([0, 5, None, 9][i // 7 % 4]), start[0])
+                    state.admit(i // 7 % 3, ThinkingConfig([0, 5, None, 9][i // 7 % 4]), start[0])
                     tail.sampler.set_row(i // 7 % 3, SamplingParams(temperature=0.1 * i, top_k=1 + i % 8, seed=i))
                 with torch._dynamo.config.patch(error_on_recompile=True):
                     ids = step(

@@ -10,6 +10,7 @@ import torch
 
 from qwenopt.ops.budget_state import Column, Phase
 from qwenopt.runtime.sample import GREEDY, Sampler, SamplingParams
+from qwenopt.runtime.tail import Choices
 from qwenopt.runtime.thinking import ThinkingConfig
 from qwenopt.runtime.thinking_replay import replay, verify_draft
 from qwenopt.runtime.thinking_state import ThinkingState
@@ -161,6 +162,21 @@ def test_t19_preempted_at_every_step(tokens: Any, words: Any, way: str) -> None:
     assert phases >= {Phase.THINK, Phase.GRACE, Phase.FORCE, Phase.ANSWER}
 
 
+@pytest.mark.parametrize("config", [ThinkingConfig(3, stop_text="bare"), ThinkingConfig(9, exit_stop_text="bare")])
+def test_t19_a_forced_marker_is_told_from_the_models_own(tokens: Any, words: Any, config: ThinkingConfig) -> None:
+    """By its place: the guards after a forced end are on again. The second is closed by an end of the text."""
+    script = [words.x, words.x, words.x if config.budget == 3 else words.eos, *[words.y] * 9]
+    done = play(ThinkingState(1, tokens), [config], [words.opened], ScriptedLM([script], 512), 8)
+    place = done.ids[0].index(words.end)
+    again = ThinkingState(1, tokens)
+    again.admit(0, config, words.opened)
+    replay(again, 0, done.ids[0], {place})
+    assert torch.equal(again.state, done.state.state)
+    again.admit(0, config, words.opened)
+    replay(again, 0, done.ids[0])
+    assert again.stats(0).reason == "natural"
+
+
 def test_t19_what_cannot_be_replayed_is_refused(tokens: Any, words: Any) -> None:
     from qwenopt.runtime.thinking_exits import MarginRule
 
@@ -207,3 +223,27 @@ def test_rows_that_sit_out_stay_as_they_are(tokens: Any, words: Any, wrap: Any) 
     assert torch.equal(state.save(1)[0], saved[0])
     assert sampler.steps.tolist() == [5, 0]
     assert state.stats(0).generated_tokens == 5
+
+
+def test_t28_forced_tokens_at_once_leave_everything_as_a_step_each_does(tokens: Any, words: Any) -> None:
+    """State, random numbers and what penalties have seen."""
+
+    def run(append: bool) -> tuple[list[int], Choices]:
+        sampling = SamplingParams(temperature=4.0, top_k=30, seed=1, presence_penalty=0.5)
+        configs = [ThinkingConfig(5, boundary="none"), ThinkingConfig()]
+        choices = Choices(sampling, configs, tokens, 2, 512, torch.device("cpu"))
+        for row in range(2):
+            choices.begin(row, row, words.opened, 80)
+        model, out = ScriptedLM([[words.x], [words.y]], 512), []
+        while len(out) < 80:
+            out.append(int(choices.tail(model(len(out)), torch.tensor([True, False]))[0]))
+            out += choices.forced(0) if append else []
+        return out[:80], choices
+
+    (single, one), (whole, two) = run(False), run(True)
+    assert one.stats(0).forced_tokens == len(tokens.texts["qwen3"])
+    assert single == whole
+    assert one.stats(0) == two.stats(0)
+    assert torch.equal(one.tail.thinking.state, two.tail.thinking.state)
+    for name in ("steps", "counts"):
+        assert torch.equal(getattr(one.tail.sampler, name), getattr(two.tail.sampler, name))

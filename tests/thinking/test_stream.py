@@ -13,7 +13,7 @@ from qwenopt.runtime.thinking_tokens import encode, missing_bytes, token_bytes
 
 # A sentence in each script, most of them Article 1 of the Universal Declaration of Human Rights or a greeting.
 SCRIPTS = {
-    "Latin": "Tous les êtres humains naissent libres et égaux. Þórður ræður! Việt Nam ở đâu?",
+    "Latin": "Tous les êtres humains naissent libres et égaux. Þórður ræður! Hà Nội ở đâu?",
     "Greek": "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι.",
     "Cyrillic": "Все люди рождаются свободными; їжак і ґанок.",
     "Armenian": "Բոլոր մարդիկ ծնվում են ազատ։",
@@ -55,7 +55,7 @@ SCRIPTS = {
     "Javanese": "ꦱꦧꦼꦤ꧀ꦮꦺꦴꦁ",
     "Balinese": "ᬲᬫᬶᬳᬫᬦᬸᬲ",
     "Tifinagh": "ⵉⵎⴷⴰⵏⴻⵏ ⴰⴽⴽ ⵜⵍⴰⵍⴻⵏ",
-    "Vai": "ꕉꕜꕮ ꔔꘋ ꖸ",
+    "Liberian": "ꕉꕜꕮ ꔔꘋ ꖸ",
     "Coptic": "ⲣⲱⲙⲉ ⲛⲓⲃⲉⲛ",
     "Glagolitic": "ⰲⱐⱄⰻ ⰾⱓⰴⰻⰵ",
     "Gothic": "𐌰𐌻𐌻𐌰𐌹 𐌼𐌰𐌽𐌽𐌰",
