@@ -14,9 +14,11 @@ from qwenopt.graphs.attention import raise_attention
 from qwenopt.graphs.canonicalize import canonicalize
 from qwenopt.graphs.context import Context, Raised
 from qwenopt.graphs.functionalize import functionalize
+from qwenopt.graphs.kv_append import raise_kv_append
 from qwenopt.graphs.linear import raise_linear
 from qwenopt.graphs.moe_experts import raise_moe_experts
 from qwenopt.graphs.moe_route import raise_moe_route
+from qwenopt.graphs.paged_attention import raise_paged_attention
 from qwenopt.graphs.qk_norm_rope import raise_qk_norm_rope
 from qwenopt.graphs.rms_norm import raise_rms_norm
 from qwenopt.graphs.silu_mul import raise_silu_mul
@@ -30,7 +32,9 @@ PASSES: list[tuple[str, Pass]] = [
     ("moe_experts", raise_moe_experts),  # before silu_mul: the expert MLP contains one
     ("moe_route", raise_moe_route),  # after moe_experts: then the router's results have one reader each
     ("qk_norm_rope", raise_qk_norm_rope),  # before rms_norm: query and key norms would be taken for layer norms
-    ("attention", raise_attention),  # anywhere; before linear, which it feeds
+    ("kv_append", raise_kv_append),  # anywhere: it only takes note of calls that are there
+    ("paged_attention", raise_paged_attention),  # before attention, which would take what is left of the gather
+    ("attention", raise_attention),  # anywhere after that; before linear, which it feeds
     ("rms_norm", raise_rms_norm),
     ("add_rms_norm", raise_add_rms_norm),  # after rms_norm: it is the sum in front of a raised norm
     ("silu_mul", raise_silu_mul),

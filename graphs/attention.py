@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -16,40 +18,73 @@ _FULL = slice(None, None, None)
 _ONE_AXIS_MORE = (_FULL, _FULL, None, _FULL, _FULL)
 
 
+@dataclass(frozen=True)
+class Attention:
+    """An attention node that was read: keys and values before they were repeated, and what would go with the node.
+
+    `root` is the node whose value the op gives, by way of `adapt` if that is set.
+    """
+
+    q: Node
+    k: Node
+    v: Node
+    mask: Node | None
+    is_causal: bool
+    scale: float
+    root: Node
+    interior: list[Node]
+    adapt: Callable[[Graph, Node], list[Node]] | None
+
+
+def read_attention(node: Node, args: dict[str, Any]) -> Attention | str:
+    """Read a scaled_dot_product_attention node, or say why it cannot be raised."""
+    q, scale = args["q"], args.get("scale")
+    if args.get("dropout_p", 0.0) != 0.0:
+        return f"dropout_p={args['dropout_p']}"
+    if spelling.fake(q).dim() != 4:
+        return f"queries of {spelling.fake(q).dim()} dimensions, not (B, H, S, D)"
+    if not isinstance(args.get("is_causal", False), bool) or isinstance(scale, Node):
+        return "is_causal or scale is computed in the graph"
+    interior = [node]
+    k, v = (_without_repeat(args[name], node, interior) for name in ("k", "v"))
+    scale = scale if scale is not None else spelling.fake(q).shape[-1] ** -0.5
+    tail = _tail(node)
+    return Attention(
+        q,
+        k,
+        v,
+        args.get("attn_mask"),
+        args.get("is_causal", False),
+        scale,
+        tail[-1] if tail else node,
+        [*tail, *interior],
+        _transposed if tail else None,
+    )
+
+
 def raise_attention(ctx: Context) -> None:
     """Raise every scaled dot-product attention; a mask that is proven causal becomes query positions."""
     masks = []
     for node in list(ctx.graph.nodes):
         call = spelling.read(node)
-        if call is not None and call.name == "sdpa":
-            masks.append(_raise(ctx, node, call.args))
+        if call is None or call.name != "sdpa":
+            continue
+        found = read_attention(node, call.args)
+        if isinstance(found, str):
+            ctx.miss(ATTENTION, node, found)
+        else:
+            masks.append(_raise(ctx, node, found))
     ctx.sweep(masks)
 
 
-def _raise(ctx: Context, node: Node, args: dict[str, Any]) -> Any:
+def _raise(ctx: Context, node: Node, found: Attention) -> Any:
     """Raise one attention node. Returns the mask node that it does not need any more, if there is one."""
-    q, mask, scale = args["q"], args.get("attn_mask"), args.get("scale")
-    if args.get("dropout_p", 0.0) != 0.0:
-        ctx.miss(ATTENTION, node, f"dropout_p={args['dropout_p']}")
-        return None
-    if spelling.fake(q).dim() != 4:
-        ctx.miss(ATTENTION, node, f"queries of {spelling.fake(q).dim()} dimensions, not (B, H, S, D)")
-        return None
-    if not isinstance(args.get("is_causal", False), bool) or isinstance(scale, Node):
-        ctx.miss(ATTENTION, node, "is_causal or scale is computed in the graph")
-        return None
-    interior = [node]
-    k, v = (_without_repeat(args[name], node, interior) for name in ("k", "v"))
-    scale = scale if scale is not None else spelling.fake(q).shape[-1] ** -0.5
-    seq, length = spelling.fake(q).shape[2], spelling.fake(k).shape[2]
+    mask = found.mask
+    seq, length = spelling.fake(found.q).shape[2], spelling.fake(found.k).shape[2]
     positions = query_positions(ctx, mask, node, seq, length) if mask is not None else None
-    tail = _tail(node)
-    op_args = (q, k, v, None if positions is not None else mask, positions, args.get("is_causal", False), scale)
-    note = _note(op_args)
-    if tail:
-        ctx.replace(ATTENTION, [tail[-1]], [*tail, *interior], op_args, adapt=_transposed, note=note)
-    else:
-        ctx.replace(ATTENTION, [node], interior, op_args, note=note)
+    left = None if positions is not None else mask
+    args = (found.q, found.k, found.v, left, positions, found.is_causal, found.scale)
+    ctx.replace(ATTENTION, [found.root], found.interior, args, adapt=found.adapt, note=_note(args))
     return mask if positions is not None else None
 
 

@@ -10,14 +10,14 @@ from qwenopt.graphs import spelling
 from qwenopt.graphs.context import Context
 from qwenopt.report import Miss
 
-# Ending of a module's class name -> the ops of which one should have been raised inside it. The class is a hint for
-# the report only; it never decides a rewrite.
-_EXPECTED: dict[str, tuple[str, ...]] = {
-    "RMSNorm": ("rms_norm", "add_rms_norm", "qk_norm_rope"),
-    "Attention": ("attention", "qk_norm_rope"),
-    "MLP": ("silu_mul",),
-    "Experts": ("moe_experts",),
-    "Router": ("moe_route",),
+# Ending of a module's class name -> what should have been raised inside it: for each, the op, or the others that may
+# stand for it. The class is a hint for the report only; it never decides a rewrite.
+_EXPECTED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "RMSNorm": (("rms_norm", "add_rms_norm", "qk_norm_rope"),),
+    "Attention": (("attention", "paged_attention"), ("qk_norm_rope",)),
+    "MLP": (("silu_mul",),),
+    "Experts": (("moe_experts",),),
+    "Router": (("moe_route",),),
 }
 
 
@@ -40,15 +40,12 @@ def misses(ctx: Context, modules: dict[str, str], disable: Collection[str]) -> l
     raised = {(s.op, s.module) for s in ctx.sites}
     found = []
     for path, cls in modules.items():
-        for ending, ops in _EXPECTED.items():
+        for ending, wanted in _EXPECTED.items():
             if not cls.endswith(ending):
                 continue
-            wanted = [ops[0]] if ending == "RMSNorm" else list(ops)
-            for op in wanted:
-                alternatives = ops if ending == "RMSNorm" else (op,)
-                if op in disable or _covered(path, alternatives, raised):
-                    continue
-                found.append(Miss(op, path, _reason(ctx, alternatives, path)))
+            for ops in wanted:
+                if ops[0] not in disable and not _covered(path, ops, raised):
+                    found.append(Miss(ops[0], path, _reason(ctx, ops, path)))
     return found
 
 

@@ -15,6 +15,8 @@ import torch
 from torch.fx import Node
 from torch.nn import functional as F
 
+from qwenopt.ops import PAGED_MASK
+
 
 class Call(NamedTuple):
     """A node read through the spelling table: canonical name and arguments by canonical parameter name."""
@@ -76,6 +78,7 @@ _TABLE: dict[str, tuple[tuple[str, ...], tuple[Callable[..., Any] | str, ...]]] 
     "cos": (("x",), (torch.cos, "cos")),
     "sin": (("x",), (torch.sin, "sin")),
     "size": (("x", "dim"), ("size",)),
+    "paged_mask": (("q_starts", "q_positions", "num_keys", "window"), (PAGED_MASK.default,)),
 }
 _ALIASES = {"input": "x", "self": "x", "query": "q", "key": "k", "value": "v", "axis": "dim", "exponent": "exponent"}
 _BY_FUNCTION = {s: name for name, (_, spellings) in _TABLE.items() for s in spellings if not isinstance(s, str)}

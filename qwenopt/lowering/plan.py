@@ -29,7 +29,7 @@ from qwenopt.ops.steps import Array, Buffer, NotPlanned, Steps
 
 # A run with fewer heavy steps is not worth its bookkeeping: it is the few ops between two that stay in Python.
 MIN_HEAVY_STEPS = 4
-_HEAVY = frozenset({"linear", "moe_experts", "attention"})
+_HEAVY = frozenset({"linear", "moe_experts", "attention", "paged_attention"})
 
 
 class Recording:

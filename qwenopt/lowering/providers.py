@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from qwenopt.graphs import Raised, spelling
 
 # Ops whose time is not a rounding error. One of them without a kernel is a reason to let Inductor have the graph.
-HEAVY_OPS = frozenset({"linear", "attention", "moe_experts"})
+HEAVY_OPS = frozenset({"linear", "attention", "paged_attention", "moe_experts"})
 
 
 def choose(raised: Iterable[Raised]) -> None:

@@ -6,6 +6,7 @@ from qwenopt.ops.add_rms_norm import ADD_RMS_NORM
 from qwenopt.ops.attention import ATTENTION
 from qwenopt.ops.kv_append import KV_APPEND
 from qwenopt.ops.kv_gather import KV_GATHER, PAGED_MASK
+from qwenopt.ops.kv_reserve import KV_RESERVE
 from qwenopt.ops.linear import LINEAR
 from qwenopt.ops.moe_experts import MOE_EXPERTS
 from qwenopt.ops.moe_route import MOE_ROUTE
@@ -23,6 +24,7 @@ OPS: dict[str, Op] = {
         QK_NORM_ROPE,
         ATTENTION,
         KV_APPEND,
+        KV_RESERVE,
         KV_GATHER,
         PAGED_MASK,
         PAGED_ATTENTION,
@@ -38,6 +40,7 @@ __all__ = [
     "ATTENTION",
     "KV_APPEND",
     "KV_GATHER",
+    "KV_RESERVE",
     "LINEAR",
     "MOE_EXPERTS",
     "MOE_ROUTE",

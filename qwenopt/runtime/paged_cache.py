@@ -1,0 +1,304 @@
+"""PagedKVCache: many sequences of different lengths over one pool of pages (Kwon et al., arXiv 2309.06180).
+
+Memory is held by page, not by the longest sequence; equal beginnings and forks share pages; nothing is copied or
+allocated as sequences grow. The cache can be used in two ways, one at a time:
+
+* as any transformers cache, `model(ids, past_key_values=cache)` or `model.generate(..., past_key_values=cache)`: the
+  rows of the batch are the cache's rows, and all have one length;
+* by rows that come and go, of any lengths: `open`, `fork`, `crop_row`, `free`, and a `PackedBatch` for each call.
+  `qwenopt.generate` does this.
+
+Keys and values are written by `qwenopt::kv_append` and read, in eager mode, through `qwenopt::kv_gather`, a copy.
+Compiled by this backend, the copy goes: attention reads the pages where they lie (`qwenopt::paged_attention`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from qwenopt.errors import QwenoptError
+from qwenopt.ops.kv_reserve import HANDLES
+from qwenopt.runtime.paged_layer import PagedLayer, Places
+from qwenopt.runtime.rows import Rows
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What a paged cache holds: numbers of pages and tokens, and bytes of memory.
+
+    `kept` pages belong to nobody and can still be found by their content; `shared` ones have more than one holder.
+    `fragmentation` is the part of the used pages' places that holds no token.
+    """
+
+    pages: int
+    used: int
+    shared: int
+    kept: int
+    free: int
+    rows: int
+    tokens: int
+    fragmentation: float
+    nbytes: int
+    used_nbytes: int
+
+
+class PagedKVCache(Cache):
+    """A transformers cache over a pool of `num_pages` pages of `page_size` tokens for `max_batch_size` rows.
+
+    `dtype` is the model's (default: the config's), `kv_dtype` torch.int8 for codes with a float32 scale for each token
+    and head, `max_length` the most tokens of one row (default: what the pages and the model's positions allow).
+    `salt` sets the contents of this cache apart from others', as for an adapter. Raises QwenoptError for sizes that do
+    not fit, and OutOfPages, with nothing changed, when a call needs more pages than are free.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        max_batch_size: int,
+        num_pages: int,
+        page_size: int = 16,
+        dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        max_length: int | None = None,
+        salt: bytes = b"",
+    ) -> None:
+        config = config.get_text_config(decoder=True)
+        _check_sizes(max_batch_size=max_batch_size, num_pages=num_pages, page_size=page_size)
+        self.config, self.page_size, self.num_pages = config, page_size, num_pages
+        self.dtype = _model_dtype(config, dtype)
+        self.kv_dtype = _kv_dtype(self.dtype, kv_dtype)
+        self.device = torch.device(device or "cpu")
+        longest = min(num_pages * page_size, max_length or config.max_position_embeddings)
+        max_pages = -(-longest // page_size)
+        self.rows = Rows(num_pages, page_size, max_pages, self._copy_page, salt)
+        self._batch: list[int] = []  # the rows of the batch, in order; empty: rows come and go
+        self.places = Places(
+            torch.full((max_batch_size, max_pages), -1, dtype=torch.int32, device=self.device),
+            torch.zeros(num_pages * page_size, dtype=torch.int64, device=self.device),
+            torch.tensor(HANDLES.new(self)),
+            torch.zeros((), dtype=torch.int64, device=self.device),
+        )
+        self._page_counts = [0] * max_batch_size  # pages of each line that the table already holds
+        types = layer_types(config)
+        self.pools = [self._make_pools() for _ in types]
+        layers = [
+            PagedLayer(pools, self.places, is_first=i == 0, is_sliding=kind == "sliding_attention")
+            for i, (pools, kind) in enumerate(zip(self.pools, types, strict=True))
+        ]
+        self._mark_static()
+        super().__init__(layers=layers)  # type: ignore[arg-type]
+
+    def _make_pools(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        config = self.config
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (self.num_pages, config.num_key_value_heads, self.page_size, dim)
+        keys, values = (torch.zeros(shape, dtype=self.kv_dtype, device=self.device) for _ in range(2))
+        if self.kv_dtype != torch.int8:
+            return keys, values, None, None
+        scales = (torch.zeros(shape[:3], dtype=torch.float32, device=self.device) for _ in range(2))
+        return keys, values, *scales  # type: ignore[return-value]
+
+    def _tensors(self) -> list[Tensor]:
+        return [t for pools in self.pools for t in pools if t is not None]
+
+    def _mark_static(self) -> None:
+        for t in (*self._tensors(), self.places.block_table, self.places.slots, self.places.length):
+            torch._dynamo.mark_static_address(t)
+
+    def _copy_page(self, source: int, target: int) -> None:
+        for t in self._tensors():
+            t[target].copy_(t[source])
+
+    # Rows that come and go.
+
+    def open(self, tokens: Sequence[int] = ()) -> int:
+        """A new row for a prompt; `length_of` it says how many of the prompt's tokens other rows' pages already hold.
+
+        Whole pages only, and never the last token. The room for the rest is taken by the calls that write it.
+        """
+        self._not_in_batch("open")
+        return self.rows.open(tokens)
+
+    def length_of(self, row: int) -> int:
+        """Tokens of the row that are in the cache."""
+        return self.rows[row].length
+
+    def fork(self, row: int) -> int:
+        """A new row that begins as a copy of `row` and shares its full pages. Raises OutOfPages."""
+        self._not_in_batch("fork")
+        return self.rows.fork(row)
+
+    def crop_row(self, row: int, length: int) -> None:
+        """Cut a row down to its first `length` tokens."""
+        self._not_in_batch("crop_row")
+        self.rows.crop(row, length)
+
+    def free(self, row: int) -> None:
+        """End a row. Pages that nobody else holds are free at once; full ones stay findable until they are needed."""
+        self._not_in_batch("free")
+        self.rows.free(row)
+
+    def _not_in_batch(self, what: str) -> None:
+        if self._batch:
+            raise QwenoptError(
+                f"paged cache: {what} while a batch of {len(self._batch)} rows is in the cache; reset() ends the batch"
+            )
+
+    # A batch whose rows are the cache's rows: transformers' own way.
+
+    def reserve_batch(self, batch: int, seq: int, block_table: Tensor, length: Tensor, slots: Tensor) -> None:
+        """What `qwenopt::kv_reserve` does. Raises with nothing changed."""
+        opened = [] if self._batch else self._open_batch(batch)
+        rows = self._batch or opened
+        if len(rows) != batch:
+            raise QwenoptError(
+                f"paged cache: a batch of {batch} rows, but {len(rows)} are in the cache; reset() it, or use "
+                "batch_select_indices"
+            )
+        try:
+            self.rows.reserve(dict.fromkeys(rows, seq))
+        except QwenoptError:
+            for row in opened:
+                self.rows.free(row)
+            raise
+        self._batch = rows
+        where: list[int] = []
+        for row in rows:
+            where += self.rows.slots(row, seq)
+            self.rows.advance(row, seq)
+        slots[: len(where)].copy_(torch.tensor(where, dtype=torch.int64))
+        length.add_(seq)
+        self._write_table(block_table)
+
+    def _open_batch(self, batch: int) -> list[int]:
+        if len(self.rows):
+            raise QwenoptError(
+                f"paged cache: a batch of {batch} rows, while {len(self.rows)} opened rows are in the cache; free them "
+                "or use a PackedBatch"
+            )
+        if batch > len(self._page_counts):
+            raise QwenoptError(f"paged cache: a batch of {batch} rows; max_batch_size is {len(self._page_counts)}")
+        return [self.rows.open(known=False) for _ in range(batch)]
+
+    def _write_table(self, block_table: Tensor, *, anew: bool = False) -> None:
+        """Bring the table up to date: what the rows' pages have grown by, or every line (`anew`)."""
+        for line, row in enumerate(self._batch):
+            pages, done = self.rows[row].pages, 0 if anew else self._page_counts[line]
+            if len(pages) > done:
+                fresh = torch.tensor(pages[done:], dtype=torch.int32)
+                block_table[line, done : len(pages)].copy_(fresh)
+            self._page_counts[line] = len(pages)
+
+    def reset(self) -> None:
+        """End all rows. What the pages hold stays findable until they are needed."""
+        for row in list(self.rows):
+            self.rows.free(row)
+        self._batch = []
+        self._page_counts = [0] * len(self._page_counts)
+        self.places.length.zero_()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Cut the rows of the batch. The number means what it means to the installed transformers: how many tokens go
+        (from 5.20 on), or how many stay (before; negative: how many go)."""
+        length = self.rows[self._batch[0]].length if self._batch else 0
+        if "tokens_to_remove" in inspect.signature(Cache.crop).parameters or tokens_to_remove < 0:
+            length -= abs(tokens_to_remove)
+        else:
+            length = min(length, tokens_to_remove)
+        if length < 0:
+            raise QwenoptError(f"paged cache: {abs(tokens_to_remove)} tokens to remove, more than the rows have")
+        for row in self._batch:
+            self.rows.crop(row, length)
+        self.places.length.fill_(length)
+        self._write_table(self.places.block_table, anew=True)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i becomes a copy of what row `beam_idx[i]` was: pages are shared, only begun ones are copied."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """The rows `indices` become the batch. Raises OutOfPages, with nothing changed."""
+        if not self._batch:
+            return
+        wanted = indices.tolist()
+        if any(not 0 <= i < len(self._batch) for i in wanted) or len(wanted) > len(self._page_counts):
+            raise QwenoptError(
+                f"paged cache: rows {wanted} of a batch of {len(self._batch)}; max_batch_size is "
+                f"{len(self._page_counts)}"
+            )
+        left = [row for i, row in enumerate(self._batch) if i not in wanted]
+        begun = self.rows[self._batch[0]].length % self.page_size > 0
+        copies = len(wanted) - len(set(wanted))
+        if begun and copies > self.rows.pages.num_available + len(left):
+            self.rows.pages.take(copies)  # raises
+        for row in left:
+            self.rows.free(row)
+        seen: set[int] = set()
+        new = []
+        for i in wanted:
+            new.append(self.rows.fork(self._batch[i]) if i in seen else self._batch[i])
+            seen.add(i)
+        self._batch = new
+        self._write_table(self.places.block_table, anew=True)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row of the batch `repeats` times."""
+        self.batch_select_indices(torch.arange(len(self._batch)).repeat_interleave(repeats))
+
+    def stats(self) -> CacheStats:
+        """Pages, tokens and bytes in use."""
+        pages = self.rows.pages
+        used = self.num_pages - pages.num_available
+        held: dict[int, int] = {}
+        for row in self.rows:
+            r = self.rows[row]
+            for i, page in enumerate(r.pages):
+                held[page] = max(held.get(page, 0), min(r.length - i * self.page_size, self.page_size))
+        tokens = sum(held.values())
+        nbytes = sum(t.nbytes for t in self._tensors())
+        return CacheStats(
+            pages=self.num_pages,
+            used=used,
+            shared=sum(count > 1 for count in pages.holders),
+            kept=pages.num_kept,
+            free=pages.num_available - pages.num_kept,
+            rows=len(self.rows),
+            tokens=tokens,
+            fragmentation=1 - tokens / (used * self.page_size) if used else 0.0,
+            nbytes=nbytes,
+            used_nbytes=nbytes // self.num_pages * used,
+        )
+
+
+def layer_types(config: Any) -> list[str]:
+    """The kind of attention of each layer: "full_attention" or "sliding_attention"."""
+    every = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    return list(getattr(config, "layer_types", None) or [every] * config.num_hidden_layers)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise QwenoptError(f"PagedKVCache: {name}={value!r}; need a whole number of at least 1")
+
+
+def _model_dtype(config: Any, dtype: torch.dtype | None) -> torch.dtype:
+    found = dtype or getattr(config, "dtype", None) or torch.get_default_dtype()
+    if found not in (torch.float32, torch.bfloat16, torch.float16):
+        raise QwenoptError(f"PagedKVCache: dtype {found}; need torch.float32, torch.bfloat16 or torch.float16")
+    return found  # type: ignore[no-any-return]
+
+
+def _kv_dtype(dtype: torch.dtype, kv_dtype: torch.dtype | None) -> torch.dtype:
+    if kv_dtype not in (None, dtype, torch.int8):
+        raise QwenoptError(f"PagedKVCache: kv_dtype {kv_dtype}; need torch.int8, or {dtype}, the model's")
+    return kv_dtype or dtype
