@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -272,27 +272,23 @@ def _for_one_graph(kept: dict[str, Any], step: PagedStep) -> tuple[dict[str, Any
     What is added does nothing: a token of no row with no slot, a row without tokens, pages that are not looked at.
     """
 
-    def padded(x: Tensor, fill: int = 0, least: int = 2) -> Tensor:
-        if x.shape[-1] < least:
-            x = F.pad(x, (0, least - x.shape[-1]), value=fill)
+    def general(x: Tensor, fill: int = 0, least: int = 2) -> Tensor:
+        # A copy: the scheduler passes slices of one tensor, whose offsets would become guards as well.
+        x = F.pad(x, (0, max(0, least - x.shape[-1])), value=fill).clone()
         for dim in range(x.dim()):
             if x.shape[dim] > 1:
                 torch._dynamo.maybe_mark_dynamic(x, dim)
         return x
 
-    num_tokens = step.slots.shape[0]
-    table = step.block_table
-    if table.shape[0] < 2:
-        table = F.pad(table, (0, 0, 0, 1))
-    kept = {name: padded(value) if isinstance(value, Tensor) else value for name, value in kept.items()}
-    return kept, PagedStep(
-        step.k_pools,
-        step.v_pools,
-        slots=padded(step.slots, -1),
-        block_table=padded(table),
-        q_starts=padded(step.q_starts, num_tokens, least=3),
-        q_positions=padded(step.q_positions),
-        num_logits=step.num_logits,
+    for pool in (*step.k_pools, *step.v_pools):
+        torch._dynamo.maybe_mark_dynamic(pool, 0)
+    rows = max(0, 2 - step.block_table.shape[0])
+    return {name: general(value) if isinstance(value, Tensor) else value for name, value in kept.items()}, replace(
+        step,
+        slots=general(step.slots, -1),
+        block_table=general(F.pad(step.block_table, (0, 0, 0, rows))),
+        q_starts=general(step.q_starts, step.slots.shape[0], least=3),
+        q_positions=general(step.q_positions),
     )
 
 
