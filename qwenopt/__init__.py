@@ -11,10 +11,19 @@ if TYPE_CHECKING:
     from qwenopt.api import compile, explain
     from qwenopt.demo.load import demo_model
     from qwenopt.report import Report, last_report
+    from qwenopt.runtime.continuous_batching import use_continuous_batching
 
 __version__ = "0.1.0"
 
-__all__ = ["Report", "__version__", "compile", "demo_model", "explain", "last_report"]
+__all__ = [
+    "Report",
+    "__version__",
+    "compile",
+    "demo_model",
+    "explain",
+    "last_report",
+    "use_continuous_batching",
+]
 
 # Public name -> the module that defines it.
 _HOME = {
@@ -23,6 +32,7 @@ _HOME = {
     "demo_model": "qwenopt.demo.load",
     "explain": "qwenopt.api",
     "last_report": "qwenopt.report",
+    "use_continuous_batching": "qwenopt.runtime.continuous_batching",
 }
 
 

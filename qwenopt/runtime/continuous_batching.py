@@ -4,7 +4,7 @@
         outputs = model.generate_batch(prompts, generation_config)
 
 `generate_batch`, `continuous_batching_context_manager` and `init_continuous_batching` then run as they do otherwise, on
-a model as it is or compiled by this backend, on any device that the ops have kernels for.
+a model as it is or compiled by this backend.
 
 **How.** An attention function is registered with `transformers.AttentionInterface`, and a forward pre-hook turns what
 the scheduler passes to the model into what `kv_append` and `paged_attention` take: `write_index` numbers places as
@@ -51,10 +51,7 @@ _KEPT = ("input_ids", "position_ids", "use_cache", "logits_to_keep")
 
 @dataclass(frozen=True)
 class PagedStep:
-    """What one forward pass writes and reads, for all layers: see `kv_append` and `paged_attention`.
-
-    `num_logits` is the number of logits that the scheduler waits for.
-    """
+    """What one forward pass writes and reads, in all layers, as our ops take it; `num_logits` are waited for."""
 
     k_pools: tuple[Tensor, ...]
     v_pools: tuple[Tensor, ...]
@@ -76,7 +73,7 @@ def paged_attention_forward(
     qwenopt_step: PagedStep | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function: queries [1, H, T, D], new keys and values [1, G, T, D] -> [1, T, H, D], and no weights."""
+    """The attention function: queries [1, H, T, D], new keys and values [1, G, T, D] -> [1, T, H, D], no weights."""
     step = qwenopt_step
     if step is None:
         raise QwenoptError(
@@ -166,8 +163,8 @@ def use_continuous_batching(model: Any) -> ContinuousBatching:
 def serve(model: str, *, compile: bool = True, **options: Any) -> Any:
     """Start `transformers serve` for one model on our kernels; returns its server, which runs in a thread.
 
-    `options` are those of `transformers.cli.serve.Serve`, such as `host` and `port`. `compile`: run the model through
-    this backend. Stop it with `kill_server()`.
+    `options` are those of `transformers.cli.serve.Serve`, as `port`; `compile` is this backend, not Inductor. Stop it
+    with `kill_server()`.
     """
     from transformers.cli.serve import Serve
 
@@ -199,9 +196,8 @@ def _check_model(model: Any) -> None:
             f"sliding_window={config.sliding_window} in some layers",
             "needed full attention in all; use attn_implementation='sdpa' for this model",
         )
-    dtype = model.dtype
-    if dtype not in _DTYPES:
-        refuse(f"a model in {dtype}", "needed " + ", ".join(map(str, _DTYPES)))
+    if model.dtype not in _DTYPES:
+        refuse(f"a model in {model.dtype}", "needed " + ", ".join(map(str, _DTYPES)))
     if model.device.type == "cpu" and not transformers.utils.is_psutil_available():
         refuse("no psutil", "transformers sizes its cache on a CPU through it: pip install psutil")
 
@@ -224,8 +220,8 @@ def _unknown(what: str) -> QwenoptError:
     from transformers import __version__
 
     return QwenoptError(
-        f"use_continuous_batching: transformers {__version__} passes {what}; this version of qwenopt does not know "
-        "that. Install a release that qwenopt names as supported, or leave use_continuous_batching off"
+        f"use_continuous_batching: transformers {__version__} passes {what}, which this version of qwenopt does not "
+        "know; install a release that it supports, or leave use_continuous_batching off"
     )
 
 
@@ -242,7 +238,6 @@ def _one(kwargs: Mapping[str, Any], *names: str) -> Any:
 
 
 def _step(kwargs: Mapping[str, Any], k_pools: tuple[Tensor, ...], v_pools: tuple[Tensor, ...]) -> PagedStep:
-    """What the scheduler passes, as the arguments of our ops."""
     if kwargs.get("block_table") is not None:
         raise _unknown("a block table to an attention that is not flash attention")
     write, read = _one(kwargs, "write_index"), _one(kwargs, "read_index")
@@ -280,8 +275,13 @@ def _for_one_graph(kept: dict[str, Any], step: PagedStep) -> tuple[dict[str, Any
                 torch._dynamo.maybe_mark_dynamic(x, dim)
         return x
 
+    # All pools share one memory. Without kernels the graph goes to Inductor, which cannot take such inputs in any size.
+    kernels = any(p.device == step.slots.device.type and p.available() is None for p in PAGED_ATTENTION.providers)
     for pool in (*step.k_pools, *step.v_pools):
-        torch._dynamo.maybe_mark_dynamic(pool, 0)
+        if kernels:
+            torch._dynamo.maybe_mark_dynamic(pool, 0)
+        else:
+            torch._dynamo.mark_static(pool)
     rows = max(0, 2 - step.block_table.shape[0])
     return {name: general(value) if isinstance(value, Tensor) else value for name, value in kept.items()}, replace(
         step,

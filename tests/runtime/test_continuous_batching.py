@@ -92,7 +92,9 @@ def test_a_shared_beginning_is_prefilled_once(sharing: bool) -> None:
     counter = model.model.embed_tokens.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[1]))
     with use_continuous_batching(model), counter:
         config = batching(allow_block_sharing=sharing)
-        with model.continuous_batching_context_manager(generation(eos_token_id=-1), continuous_batching_config=config) as m:
+        with model.continuous_batching_context_manager(
+            generation(eos_token_id=-1), continuous_batching_config=config
+        ) as m:
             for prompt, tokens in zip(prompts, wanted, strict=True):
                 request = m.add_request(prompt)
                 assert next(m.request_id_iter(request)).generated_tokens == tokens
@@ -107,7 +109,9 @@ def test_requests_join_leave_and_are_cancelled() -> None:
     wanted = by_generate(model, prompts)
     with use_continuous_batching(model):
         config = batching()
-        with model.continuous_batching_context_manager(generation(eos_token_id=-1), continuous_batching_config=config) as m:
+        with model.continuous_batching_context_manager(
+            generation(eos_token_id=-1), continuous_batching_config=config
+        ) as m:
             m.add_request(prompts[0], request_id="gone", max_new_tokens=1500)
             ids = [m.add_request(p, max_new_tokens=2 + 2 * i) for i, p in enumerate(prompts[1:], 1)]
             found = {}
@@ -143,7 +147,7 @@ def test_a_compiled_model_needs_one_graph() -> None:
         layers = model.config.num_hidden_layers
         assert [sum(s.op == op for s in sites) for op in ("kv_append", "paged_attention")] == [layers, layers]
         assert by_batches(model, prompts[:1]) == wanted[:1]  # one row, one token, one page
-        assert by_batches(model, prompts, num_blocks=40, max_batch_tokens=7, max_requests_per_batch=2) == wanted
+        assert by_batches(model, prompts, max_batch_tokens=7, max_requests_per_batch=2) == wanted
         assert graphs() == before + 1
 
 
@@ -243,7 +247,11 @@ def test_pools_of_releases_before_5_18() -> None:
 def test_a_call_that_is_not_as_we_know_it_is_refused(change: dict[str, Any], text: str) -> None:
     starts = torch.tensor([0, 3], dtype=torch.int32)
     call = {"write_index": [torch.tensor([8, 9, 10])], "read_index": [torch.tensor([], dtype=torch.int64)]}
-    call |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": {"full_attention": starts}, "max_length_k": {"full_attention": 3}}
+    call |= {
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": {"full_attention": starts},
+        "max_length_k": {"full_attention": 3},
+    }
     call |= {"position_ids": torch.tensor([[0, 1, 2]])}
     pools = (torch.zeros(4, 1, 4, 8),)
     assert _step(call, pools, pools).block_table.tolist() == [[2]]
@@ -275,13 +283,21 @@ def post(url: str, body: dict[str, Any]) -> Any:
 @needs_psutil
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not (is_serve_available() and is_accelerate_available()), reason="needs pip install transformers[serving] accelerate"
+    not (is_serve_available() and is_accelerate_available()),
+    reason="needs pip install transformers[serving] accelerate",
 )
 def test_serve() -> None:
     port, path = free_port(), str(demo_path("dense"))
-    server = serve(path, compile=False, port=port, dtype="float32", device="cpu", cb_num_blocks=16, cb_max_batch_tokens=64)
+    server = serve(
+        path, compile=False, port=port, dtype="float32", device="cpu", cb_num_blocks=16, cb_max_batch_tokens=64
+    )
     try:
-        body = {"model": path, "messages": [{"role": "user", "content": "12 + 30 = ?"}], "max_tokens": 16, "temperature": 0}
+        body = {
+            "model": path,
+            "messages": [{"role": "user", "content": "12 + 30 = ?"}],
+            "max_tokens": 16,
+            "temperature": 0,
+        }
         answer = post(f"http://127.0.0.1:{port}/v1/chat/completions", body)
     finally:
         server.kill_server()
