@@ -54,6 +54,8 @@ PYBIND11_MODULE(_C, m) {
   qwenopt::register_moe_route(m);
   qwenopt::register_moe_experts(m);
   qwenopt::register_attention(m);
+  qwenopt::register_kv_append(m);
+  qwenopt::register_paged_attention(m);
   qwenopt::register_move(m);
   qwenopt::register_plan(m);
   qwenopt::register_probe(m);

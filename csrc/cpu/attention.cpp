@@ -161,8 +161,8 @@ struct AttentionStep {
     for (bool some = take(items, shared, &now); some; now = then) {
       some = take(items, shared, &then);
       if (!some) then = {{0, 0, 0, 0}, {0, 0}, nullptr};
-      kernel(args, {now.at.b, now.at.g, now.at.q0, now.at.q1, now.keys.first, now.keys.last, now.partial, then.at.b,
-                    then.at.g, then.keys.first, then.keys.last, asked, work + team.id * split.work_bytes});
+      kernel(args, {now.at.b, now.at.b, now.at.g, now.at.q0, now.at.q1, now.keys.first, now.keys.last, now.partial,
+                    then.at.b, then.at.g, then.keys.first, then.keys.last, asked, work + team.id * split.work_bytes});
       asked = some && now.keys.last > now.keys.first;
     }
   }
@@ -241,7 +241,8 @@ AttentionStep attention_step(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t ma
                            mask_kind,
                            is_causal,
                            float(scale),
-                           dtype};
+                           dtype,
+                           AttentionPages{}};
   const Split split = B * S > 0 ? split_work(B, H, G, S, L, D, threads) : Split{};
   return {args, split, pointer<char>((scratch + 63) / 64 * 64), threads, isa};
 }

@@ -76,11 +76,14 @@ void widen(const M* mask, int64_t stride, int64_t limit, KeySpan* span) {
 template <class M>
 KeySpan scan(const AttentionArgs& a, int64_t b, int64_t h0, int64_t h1, int64_t q0, int64_t q1) {
   KeySpan span{0, 0};
+  int64_t least = a.L;  // the first key that is not behind the window of every query
   for (int64_t s = q0; s < q1; ++s) {
-    int64_t limit = a.L;
+    int64_t limit = a.L, first = 0;
     if (a.is_causal && s + 1 < limit) limit = s + 1;
     if (a.q_positions && a.q_positions[s] + 1 < limit) limit = a.q_positions[s] + 1;
-    if (limit <= 0) continue;
+    if (a.q_positions && a.pages.window > 0) first = a.q_positions[s] + 1 - a.pages.window;
+    if (limit <= 0 || first >= limit) continue;
+    if (first < least) least = first;
     if (a.mask_kind == kNoMask) {
       if (limit > span.last) span.last = limit;
       continue;
@@ -89,6 +92,7 @@ KeySpan scan(const AttentionArgs& a, int64_t b, int64_t h0, int64_t h1, int64_t 
       widen((const M*)a.mask + b * a.m_sb + h * a.m_sh + s * a.m_ss, a.m_sl, limit, &span);
     }
   }
+  if (span.first < least) span.first = least < 0 ? 0 : least;
   return span;
 }
 

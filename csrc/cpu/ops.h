@@ -13,6 +13,8 @@ void register_silu_mul(pybind11::module_& m);
 void register_moe_route(pybind11::module_& m);
 void register_moe_experts(pybind11::module_& m);
 void register_attention(pybind11::module_& m);
+void register_kv_append(pybind11::module_& m);
+void register_paged_attention(pybind11::module_& m);
 void register_move(pybind11::module_& m);
 void register_plan(pybind11::module_& m);
 void register_probe(pybind11::module_& m);

@@ -15,7 +15,7 @@ from qwenopt.ops.steps import Array, Steps
 # Largest head_dim of the native kernel (its accumulators live on the stack).
 MAX_HEAD_DIM = 256
 _MANY_KEYS = 1 << 30
-_MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
+MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
 
 
 def _check(
@@ -95,7 +95,7 @@ def _accepts(
     dim = q.shape[-1]
     if not isinstance(dim, int) or dim > MAX_HEAD_DIM or dim % 2:
         return f"head_dim {dim} (kernel: even, at most {MAX_HEAD_DIM})"
-    if mask is not None and (mask.dim() != 4 or mask.dtype not in _MASK_KINDS):
+    if mask is not None and (mask.dim() != 4 or mask.dtype not in MASK_KINDS):
         return f"mask {mask.dtype} of {mask.dim()} dimensions (kernel: bool, float32 or bfloat16 of 4)"
     if q_positions is not None and (q_positions.dtype != torch.int64 or not q_positions.is_contiguous()):
         return f"q_positions {q_positions.dtype} of stride {q_positions.stride()} (kernel: torch.int64, contiguous)"
@@ -113,7 +113,7 @@ def _operands(
     mask_strides, kind = (0, 0, 0, 0), 0
     if mask is not None:
         mask_strides = mask.expand((*q.shape[:3], k.shape[2])).stride()
-        kind = _MASK_KINDS[mask.dtype]
+        kind = MASK_KINDS[mask.dtype]
     return (
         *(0 if t is None else t.data_ptr() for t in (q, k, v, mask, q_positions, out, scratch)),
         *_sizes(q, k),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from qwenopt.ops import cpu
 from qwenopt.ops.op import Op
+from qwenopt.ops.steps import Array, Steps
 
 # An int8 pool keeps one float32 scale for each token and head: `value = code * scale`, codes -127..127.
 INT8_MAX = 127
+POOL_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 def check_pools(op: str, k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
@@ -28,7 +33,7 @@ def check_pools(op: str, k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None,
     for scale in scales:
         torch._check(
             scale.shape == k_pool.shape[:3] and scale.dtype == torch.float32,
-            lambda: (
+            lambda scale=scale: (  # type: ignore[misc]
                 f"{op}: scale {tuple(scale.shape)} {scale.dtype}; "
                 f"need (pages, G, page_size) = {tuple(k_pool.shape[:3])} torch.float32"
             ),
@@ -109,3 +114,73 @@ def _fake(
 
 
 KV_APPEND = Op(kv_append, check=_check, fake=_fake, mutates=("k_pool", "v_pool", "k_scale", "v_scale"))
+
+
+def pools_fit(k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> str | None:
+    """None when the kernels can read and write these pools, else the reason."""
+    if k_pool.dtype not in POOL_CODES:
+        return f"pools of {k_pool.dtype} (kernels: float32, bfloat16, int8)"
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    return cpu.last_dim_contiguous(k_pool=k_pool, v_pool=v_pool) or cpu.contiguous(
+        **{name: scale for name, scale in scales.items() if scale is not None}
+    )
+
+
+def _accepts(
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    slots: Tensor,
+) -> str | None:
+    return (
+        pools_fit(k_pool, v_pool, k_scale, v_scale)
+        or cpu.one_dtype(k, v)
+        or cpu.last_dim_contiguous(k=k, v=v)
+        or cpu.contiguous(slots=slots)
+    )
+
+
+def _operands(k_pool: Any, v_pool: Any, k_scale: Any, v_scale: Any, k: Any, v: Any, slots: Any) -> tuple[Any, ...]:
+    batch, groups, seq, dim = k.shape
+    return (
+        *(0 if t is None else t.data_ptr() for t in (k_pool, v_pool, k_scale, v_scale, k, v, slots)),
+        batch,
+        groups,
+        seq,
+        dim,
+        k_pool.shape[0],
+        k_pool.shape[2],
+        *(stride for t in (k_pool, v_pool, k, v) for stride in t.stride()[:3]),
+        POOL_CODES[k_pool.dtype],
+        cpu.code(k),
+    )
+
+
+def _record(
+    steps: Steps,
+    k_pool: Array,
+    v_pool: Array,
+    k_scale: Array | None,
+    v_scale: Array | None,
+    k: Array,
+    v: Array,
+    slots: Array,
+) -> None:
+    written = [t for t in (k_pool, v_pool, k_scale, v_scale) if t is not None]
+    steps.add("kv_append", _operands(k_pool, v_pool, k_scale, v_scale, k, v, slots), (k, v, slots), written)
+
+
+@KV_APPEND.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
+def kv_append_cpu(
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    slots: Tensor,
+) -> None:
+    cpu.lib().kv_append(*_operands(k_pool, v_pool, k_scale, v_scale, k, v, slots), cpu.threads())

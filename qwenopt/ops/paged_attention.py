@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwenopt.ops.kv_append import check_pools
+from qwenopt.ops import cpu
+from qwenopt.ops.attention import MASK_KINDS, MAX_HEAD_DIM
+from qwenopt.ops.kv_append import check_pools, pools_fit
 from qwenopt.ops.kv_gather import check_table, kv_gather, paged_mask
 from qwenopt.ops.op import Op
+from qwenopt.ops.steps import Array, NotPlanned, Steps
+
+# The native kernel reads keys in runs of this many; a run lies in one page.
+PAGE_SIZE_MULTIPLE = 16
 
 
 def _check(
@@ -124,3 +132,114 @@ def paged_attention(
 
 
 PAGED_ATTENTION = Op(paged_attention, check=_check)
+
+
+def _accepts(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    block_table: Tensor,
+    q_starts: Tensor | None,
+    q_positions: Tensor | None,
+    mask: Tensor | None,
+    window: int,
+    scale: float,
+) -> str | None:
+    dim, page_size = q.shape[-1], k_pool.shape[2]
+    if not isinstance(dim, int) or dim > MAX_HEAD_DIM or dim % 2 or dim == 0:
+        return f"head_dim {dim} (kernel: even, at most {MAX_HEAD_DIM})"
+    if not isinstance(page_size, int) or page_size % PAGE_SIZE_MULTIPLE or page_size == 0:
+        return f"page size {page_size} (kernel: a multiple of {PAGE_SIZE_MULTIPLE})"
+    if mask is not None and (mask.dim() != 4 or mask.dtype not in MASK_KINDS):
+        return f"mask {mask.dtype} of {mask.dim()} dimensions (kernel: bool, float32 or bfloat16 of 4)"
+    if block_table.shape[1] > 1 and block_table.stride(1) != 1:
+        return f"block_table of stride {block_table.stride()} (kernel: rows that are contiguous)"
+    indices = {"q_starts": q_starts, "q_positions": q_positions}
+    return (
+        pools_fit(k_pool, v_pool, k_scale, v_scale)
+        or cpu.one_dtype(q)
+        or cpu.last_dim_contiguous(q=q)
+        or cpu.contiguous(**{name: t for name, t in indices.items() if t is not None})
+    )
+
+
+def _sizes(q: Any, k_pool: Any, block_table: Any) -> tuple[Any, ...]:
+    batch, heads, seq, dim = q.shape
+    pages, groups, page_size, _ = k_pool.shape
+    return batch, heads, groups, seq, *block_table.shape, pages, page_size, dim
+
+
+def _scratch_bytes(q: Any, k_pool: Any, block_table: Any, q_starts: Any, threads: int) -> int:
+    batch, heads, groups, seq, rows, width, _, page_size, dim = _sizes(q, k_pool, block_table)
+    sizes = (batch, heads, groups, seq, rows, width, page_size, dim)
+    return int(cpu.lib().paged_attention_scratch_bytes(*sizes, q_starts is not None, threads))
+
+
+def _operands(tensors: tuple[Any, ...], out: Any, scratch: Any, window: int, scale: float) -> tuple[Any, ...]:
+    q, k_pool, v_pool, _, _, block_table, _, _, mask = tensors
+    mask_strides, kind = (0, 0, 0, 0), 0
+    if mask is not None:
+        mask_strides = mask.expand((*q.shape[:3], block_table.shape[1] * k_pool.shape[2])).stride()
+        kind = MASK_KINDS[mask.dtype]
+    return (
+        *(0 if t is None else t.data_ptr() for t in (*tensors, out, scratch)),
+        *_sizes(q, k_pool, block_table),
+        *q.stride()[:3],
+        *k_pool.stride()[:3],
+        *v_pool.stride()[:3],
+        block_table.stride(0),
+        *mask_strides,
+        kind,
+        window,
+        scale,
+        cpu.code(q),
+    )
+
+
+def _record(
+    steps: Steps,
+    q: Array,
+    k_pool: Array,
+    v_pool: Array,
+    k_scale: Array | None,
+    v_scale: Array | None,
+    block_table: Array,
+    q_starts: Array | None,
+    q_positions: Array | None,
+    mask: Array | None,
+    window: int,
+    scale: float,
+) -> Array:
+    if not all(isinstance(size, int) for size in _sizes(q, k_pool, block_table)):
+        raise NotPlanned("sizes that are only known at run time")
+    batch, heads, seq, dim = q.static_shape()
+    tensors = (q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions, mask)
+    out = steps.empty((batch, seq, heads, dim), q.dtype)
+    scratch = steps.scratch(_scratch_bytes(q, k_pool, block_table, q_starts, steps.threads))
+    steps.add("paged_attention", _operands(tensors, out, scratch, window, scale), tensors, (out, scratch))
+    return out.transpose(1, 2)
+
+
+@PAGED_ATTENTION.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
+def paged_attention_cpu(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    block_table: Tensor,
+    q_starts: Tensor | None,
+    q_positions: Tensor | None,
+    mask: Tensor | None,
+    window: int,
+    scale: float,
+) -> Tensor:
+    threads = cpu.threads()
+    batch, heads, seq, dim = q.shape
+    tensors = (q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions, mask)
+    out = torch.empty((batch, seq, heads, dim), dtype=q.dtype)
+    scratch = torch.empty(_scratch_bytes(q, k_pool, block_table, q_starts, threads), dtype=torch.uint8)
+    cpu.lib().paged_attention(*_operands(tensors, out, scratch, window, scale), threads)
+    return out.transpose(1, 2)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qwenopt.testing.cases_paged import PAGED, Scales
+
 EPS = 1e-6
 
 
@@ -26,10 +28,18 @@ class Case:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(sum(map(ord, self.op + self.name)))
             args = self.make()
-        return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+        return tuple(_cast(a, dtype) for a in args)
 
     def __str__(self) -> str:
         return f"{self.op}-{self.name}"
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Scales):
+        return value.tensor
+    if isinstance(value, torch.dtype):
+        return dtype
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _norm(*shape: int) -> tuple[Any, ...]:
@@ -164,6 +174,7 @@ _MAKERS: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
         "no queries": lambda: _attention((2, 4, 2, 0, 5, 32)),
         "one key": lambda: _attention((2, 4, 2, 1, 1, 32)),
     },
+    **PAGED,
     "moe_route": {
         "decode": lambda: (torch.randn(1, 128), 8, True),
         "prefill": lambda: (torch.randn(23, 128), 8, True),

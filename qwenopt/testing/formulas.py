@@ -91,6 +91,104 @@ def moe_experts(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tenso
     return out
 
 
+def kv_append(
+    k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, k: Tensor, v: Tensor, slots: Tensor
+) -> tuple[Tensor, ...]:
+    """What the four hold afterwards (those that are there), token by token and head by head."""
+    page_size = k_pool.shape[2]
+    found = []
+    for pool, scale, x in ((k_pool, k_scale, k), (v_pool, v_scale, v)):
+        pool, scale = pool.clone(), None if scale is None else scale.clone()
+        for token, slot in enumerate(slots.tolist()):
+            for g in range(k.shape[1] if slot >= 0 else 0):
+                row, at = x[token // k.shape[2], g, token % k.shape[2]], (slot // page_size, g, slot % page_size)
+                if scale is None:
+                    pool[at] = row.to(pool.dtype)
+                    continue
+                largest = row.float().abs().max()
+                pool[at] = (row.float() * (127 / largest)).round().to(torch.int8) if largest > 0 else 0
+                scale[at] = largest / 127
+        found += [pool, scale]
+    return tuple(t for t in (found[0], found[2], found[1], found[3]) if t is not None)
+
+
+def kv_gather(
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    block_table: Tensor,
+    packed: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Page by page; an entry below zero is read as page 0."""
+
+    def one(pool: Tensor, scale: Tensor | None) -> Tensor:
+        values = pool.double() if scale is None else pool.double() * scale.double()[..., None]
+        rows = [torch.cat([values[max(page, 0)] for page in line], dim=1) for line in block_table.tolist()]
+        return torch.cat(rows, dim=1)[None] if packed else torch.stack(rows)
+
+    return one(k_pool, k_scale), one(v_pool, v_scale)
+
+
+def paged_mask(q_starts: Tensor, q_positions: Tensor, num_keys: int, window: int) -> Tensor:
+    """Token by token."""
+    starts = q_starts.tolist()
+    seen = torch.zeros(1, 1, len(q_positions), (len(starts) - 1) * num_keys, dtype=torch.bool)
+    for row, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        for token in range(begin, end):
+            last = int(q_positions[token])
+            first = max(last - window + 1, 0) if window else 0
+            seen[0, 0, token, row * num_keys + first : row * num_keys + min(last + 1, num_keys)] = True
+    return seen
+
+
+def paged_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    block_table: Tensor,
+    q_starts: Tensor | None,
+    q_positions: Tensor | None,
+    mask: Tensor | None,
+    window: int,
+    scale: float,
+) -> Tensor:
+    """Row by row, over its keys alone."""
+    k, v = kv_gather(k_pool, v_pool, k_scale, v_scale, block_table, False, torch.float64)
+    starts = [0, q.shape[2]] if q_starts is None else q_starts.tolist()
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    for row in range(len(k)):
+        b, begin, end = (row, 0, q.shape[2]) if q_starts is None else (0, starts[row], starts[row + 1])
+        own = None if mask is None else mask.expand(*q.shape[:3], k.shape[2])[b : b + 1]
+        for i in range(begin, end):  # of one query: its window is a matter of which keys there are
+            last = k.shape[2] if q_positions is None else min(int(q_positions[i]) + 1, k.shape[2])
+            first = max(int(q_positions[i]) + 1 - window, 0) if window and q_positions is not None else 0
+            if first < last:
+                keys, values = k[row : row + 1, :, first:last], v[row : row + 1, :, first:last]
+                bias = None if own is None else own[:, :, i : i + 1, first:last]
+                out[b : b + 1, :, i : i + 1] = attention(
+                    q[b : b + 1, :, i : i + 1], keys, values, bias, None, False, scale
+                )
+    return out
+
+
 FORMULAS: dict[str, Any] = {
-    f.__name__: f for f in (rms_norm, add_rms_norm, silu_mul, linear, qk_norm_rope, attention, moe_route, moe_experts)
+    f.__name__: f
+    for f in (
+        rms_norm,
+        add_rms_norm,
+        silu_mul,
+        linear,
+        qk_norm_rope,
+        attention,
+        kv_append,
+        kv_gather,
+        paged_mask,
+        paged_attention,
+        moe_route,
+        moe_experts,
+    )
 }

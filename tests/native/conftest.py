@@ -152,6 +152,41 @@ class Kernels:
         self.keep(scratch, size)
         return out.transpose(1, 2)
 
+    def kv_append(
+        self, pools: tuple[Tensor, Tensor, Tensor | None, Tensor | None], k: Tensor, v: Tensor, slots: Tensor
+    ) -> None:
+        (b, g, s, d), (pages, _, page_size, _) = k.shape, pools[0].shape
+        kind = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}[pools[0].dtype]
+        strides = [n for t in (pools[0], pools[1], k, v) for n in t.stride()[:3]]
+        addresses = [0 if t is None else t.data_ptr() for t in (*pools, k, v, slots)]
+        self.C.kv_append(*addresses, b, g, s, d, pages, page_size, *strides, kind, code(k.dtype), *self.last)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        pools: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+        table: Tensor,
+        q_starts: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        window: int = 0,
+    ) -> Tensor:
+        (b, h, s, d), (pages, g, page_size, _), (rows, width) = q.shape, pools[0].shape, table.shape
+        out = self.empty(b, s, h, d, dtype=q.dtype)
+        sizes = (b, h, g, s, rows, width, page_size, d)
+        size = self.C.paged_attention_scratch_bytes(*sizes, q_starts is not None, self.threads)
+        scratch = self.scratch(size)
+        kind = 0 if mask is None else {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}[mask.dtype]
+        strides = (0, 0, 0, 0) if mask is None else mask.expand(b, h, s, width * page_size).stride()
+        tensors = (q, *pools, table, q_starts, positions, mask, out, scratch)
+        self.C.paged_attention(
+            *(0 if t is None else t.data_ptr() for t in tensors), b, h, g, s, rows, width, pages, page_size, d,
+            *q.stride()[:3], *pools[0].stride()[:3], *pools[1].stride()[:3], table.stride(0), *strides, kind, window,
+            d**-0.5, code(q.dtype), *self.last,
+        )  # fmt: skip
+        self.keep(scratch, size)
+        return out.transpose(1, 2)
+
 
 class Check:
     """Bounds that follow from the dtype and the length of a sum, not from what a kernel happens to do."""

@@ -40,6 +40,8 @@ def test_ops_are_registered_under_their_name(name: str) -> None:
 
 
 TABLE = torch.ones(1, 2, 8)
+POOL = torch.ones(3, 2, 16, 8)
+PAGED = (POOL, POOL, None, None, torch.zeros(1, 2, dtype=torch.int32))
 BAD: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "rms_norm weight": ("rms_norm", (torch.ones(2, 8), torch.ones(4), 1e-6), r"rms_norm: x \(2, 8\) and weight \(4,\)"),
     "rms_norm matrix": ("rms_norm", (torch.ones(2, 8), torch.ones(1, 8), 1e-6), r"weight \(1, 8\).*must be \(8,\)"),
@@ -96,6 +98,81 @@ BAD: dict[str, tuple[str, tuple[Any, ...], str]] = {
         (torch.ones(1, 4, 2, 8), *[torch.ones(1, 2, 3, 8)] * 2, None, torch.tensor([0, 1, 2, 3, 4]), False, 1.0),
         r"5",
     ),
+    "kv_append pools": (
+        "kv_append",
+        (POOL, torch.ones(3, 2, 16, 9), None, None, *[torch.ones(1, 2, 4, 8)] * 2, torch.arange(4)),
+        r"kv_append: k_pool \(3, 2, 16, 8\) torch.float32 and v_pool \(3, 2, 16, 9\)",
+    ),
+    "kv_append scales": (
+        "kv_append",
+        (*[POOL.to(torch.int8)] * 2, None, torch.ones(3, 2, 16), *[torch.ones(1, 2, 4, 8)] * 2, torch.arange(4)),
+        r"kv_append: 1 scales for pools of torch.int8; int8 pools have two",
+    ),
+    "kv_append scale shape": (
+        "kv_append",
+        (*[POOL.to(torch.int8)] * 2, *[torch.ones(3, 2)] * 2, *[torch.ones(1, 2, 4, 8)] * 2, torch.arange(4)),
+        r"kv_append: scale \(3, 2\) torch.float32; need \(pages, G, page_size\) = \(3, 2, 16\)",
+    ),
+    "kv_append keys": (
+        "kv_append",
+        (POOL, POOL, None, None, *[torch.ones(1, 3, 4, 8)] * 2, torch.arange(4)),
+        r"kv_append: k \(1, 3, 4, 8\) and v \(1, 3, 4, 8\); need \(B, G, S, D\) twice with G = 2 and D = 8",
+    ),
+    "kv_append slots": (
+        "kv_append",
+        (POOL, POOL, None, None, *[torch.ones(1, 2, 4, 8)] * 2, torch.arange(5)),
+        r"kv_append: slots \(5,\) torch.int64; need one torch.int64 for each token, \(4,\)",
+    ),
+    "kv_gather table": (
+        "kv_gather",
+        (POOL, POOL, None, None, torch.zeros(2, 2), True, torch.float32),
+        r"kv_gather: block_table \(2, 2\) torch.float32; need \(rows, pages\) torch.int32",
+    ),
+    "paged_mask starts": (
+        "paged_mask",
+        (torch.zeros(2), torch.arange(3), 16, 0),
+        r"paged_mask: q_starts \(2,\) torch.float32, q_positions \(3,\) torch.int64; need torch.int32",
+    ),
+    "paged_attention heads": (
+        "paged_attention",
+        (torch.ones(1, 5, 3, 8), *PAGED, None, None, None, 0, 1.0),
+        r"paged_attention: q \(1, 5, 3, 8\) torch.float32 and pools \(3, 2, 16, 8\) torch.float32",
+    ),
+    "paged_attention dtype": (
+        "paged_attention",
+        (torch.ones(1, 4, 3, 8).bfloat16(), *PAGED, None, None, None, 0, 1.0),
+        r"torch.bfloat16 and pools .* in one dtype \(or int8 pools\)",
+    ),
+    "paged_attention rows": (
+        "paged_attention",
+        (torch.ones(2, 4, 3, 8), *PAGED, None, None, None, 0, 1.0),
+        r"paged_attention: 2 rows, but 1 in the block table",
+    ),
+    "paged_attention starts": (
+        "paged_attention",
+        (torch.ones(1, 4, 3, 8), *PAGED, torch.zeros(3).int(), torch.arange(3), None, 0, 1.0),
+        r"paged_attention: q_starts \(3,\) torch.int32; need torch.int32 \(2,\) for 1 rows",
+    ),
+    "paged_attention packed": (
+        "paged_attention",
+        (torch.ones(1, 4, 3, 8), *PAGED, torch.tensor([0, 3]).int(), None, None, 0, 1.0),
+        r"packed rows \(q_starts\) with 1 batch entries, no q_positions and no mask; they need 1, positions and no",
+    ),
+    "paged_attention positions": (
+        "paged_attention",
+        (torch.ones(1, 4, 3, 8), *PAGED, None, torch.arange(4), None, 0, 1.0),
+        r"paged_attention: q_positions \(4,\) torch.int64; need torch.int64 \(3,\)",
+    ),
+    "paged_attention mask": (
+        "paged_attention",
+        (torch.ones(1, 4, 3, 8), *PAGED, None, None, torch.ones(1, 1, 3, 7).bool(), 0, 1.0),
+        r"paged_attention: mask \(1, 1, 3, 7\); it must broadcast to .* = \(1, 4, 3, 32\)",
+    ),
+    "paged_attention window": (
+        "paged_attention",
+        (torch.ones(1, 4, 3, 8), *PAGED, None, None, None, -1, 1.0),
+        r"paged_attention: window -1; need 0 \(none\) or more",
+    ),
     "moe_route top_k": ("moe_route", (torch.ones(2, 4), 5, True), r"logits \(2, 4\), top_k 5"),
     "moe_route zero": ("moe_route", (torch.ones(2, 4), 0, True), r"top_k 0"),
     "moe_experts shapes": (
@@ -114,7 +191,7 @@ def test_wrong_arguments_are_named(name: str, way: str) -> None:
     if way == "provider":
         calls = [p.overload for p in OPS[op].providers if p.available() is None]
         if not calls:
-            pytest.skip(f"no provider is available: {native.why_not()}")
+            pytest.skip(f"{op} has no provider, or none is available: {native.why_not()}")
     for call in calls:
         with pytest.raises((RuntimeError, ValueError), match=text):
             call(*args)
@@ -139,7 +216,7 @@ def test_choice_says_why_each_provider_was_passed_over() -> None:
     assert f"cpu: {wanted}" in choice.reason
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.providers])
 def test_ordinary_arguments_are_served_by_a_kernel(name: str) -> None:
     if native.why_not() is not None:
         pytest.skip(f"no native kernels: {native.why_not()}")

@@ -21,6 +21,7 @@ struct Work {
   float *scores, *bias, *sums;  // sums: [rows][padded] unnormalised output
   typename Compute<T>::Type* probs;
   float *maximum, *total, *rescale;
+  T *key_copies, *value_copies;  // there for pages alone
   int64_t padded;
 
   Work(char* at, int64_t D) {
@@ -41,6 +42,8 @@ struct Work {
     maximum = (float*)take(kQueryRows);
     total = (float*)take(kQueryRows);
     rescale = (float*)take(kQueryRows);
+    key_copies = (T*)take(kKeyBlock * padded);
+    value_copies = (T*)take(kKeyBlock * padded);
   }
 };
 
@@ -155,16 +158,21 @@ struct Block {
   const AttentionItem& it;
   Work<T> w;
   const int group, rows;
+  const Runs<T> runs;
   const T* query[kQueryRows];
-  int64_t limit[kQueryRows];
+  Order order[kQueryRows];
+  int64_t behind;  // a block before this key holds keys behind the window of some row
   Visible visible[kQueryRows];
+  uint8_t seen[kMostKeys];
 
   Block(const AttentionArgs& args, const AttentionItem& item)
       : a(args),
         it(item),
         w(item.work, args.D),
         group(int(args.H / args.G)),
-        rows(int((item.q1 - item.q0) * (args.H / args.G))) {}
+        rows(int((item.q1 - item.q0) * (args.H / args.G))),
+        runs{args, item.row, item.g, w.key_copies, w.value_copies, w.padded},
+        behind(0) {}
 
   bool packed() const { return rows >= kPackedRows; }
 
@@ -178,7 +186,8 @@ struct Block {
     for (int i = 0; i < rows; ++i) {
       const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
       query[i] = (const T*)a.q + it.b * a.q_sb + h * a.q_sh + s * a.q_ss;
-      limit[i] = key_limit(a, s);
+      order[i] = {key_first(a, s), key_limit(a, s)};
+      if (order[i].first > behind) behind = order[i].first;
       if (kInTiles) continue;
       if (packed()) pack_query(query[i], a.D, w.queries + i * w.padded);
       w.maximum[i] = kMinusInfinity;
@@ -197,7 +206,7 @@ struct Block {
         continue;
       }
       const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
-      visible[i] = row_bias(a, it.b, h, s, limit[i], j0, num_keys, bias);
+      visible[i] = row_bias(a, it.b, h, s, order[i], j0, num_keys, bias);
       any = any || visible[i] != kNothing;
     }
     return any;
@@ -222,41 +231,41 @@ struct Block {
     }
   }
 
+  // Which of these keys any row may see; null: all, or it does not matter since all were written.
+  const uint8_t* seen_keys(int64_t j0, int num_keys) {
+    if (!a.pages.table || (a.mask_kind == kNoMask && j0 >= behind)) return nullptr;
+    __builtin_memset(seen, 0, sizeof(seen));
+    for (int i = 0; i < rows; ++i) {
+      if (a.m_sh == 0 && i % group != 0) continue;
+      add_seen(a, it.b, it.g * group + i % group, it.q0 + i / group, order[i], j0, num_keys, seen);
+    }
+    return seen;
+  }
+
   // Reads of keys and values alternate. Each is asked for while the other is worked on, so that memory is never idle.
   void key_block(int64_t j0, int num_keys) {
-    const T* keys = (const T*)a.k + it.b * a.k_sb + it.g * a.k_sh + j0 * a.k_ss;
-    const T* values = (const T*)a.v + it.b * a.v_sb + it.g * a.v_sh + j0 * a.v_ss;
     const int64_t left = it.k1 - j0 - kKeyBlock;
     const int num_next = left < 0 ? 0 : left < kKeyBlock ? int(left) : kKeyBlock;
+    const uint8_t* any = seen_keys(j0, num_keys);
+    Run<T> keys[kMostRuns], values[kMostRuns];
+    runs.keys(j0, num_keys, any, keys);
     if (packed()) {
-      packed_block(keys, values, num_keys, keys + kKeyBlock * a.k_ss, num_next);
+      packed_block(j0, num_keys, keys, any, values, num_next);
     } else {
-      direct_block(keys, values, num_keys, keys + kKeyBlock * a.k_ss, num_next);
+      direct_block(j0, num_keys, keys, any, values, num_next);
     }
   }
 
 #if defined(QWENOPT_ISA_AMX)
-  const bf16* keys_at(int64_t j) const { return (const bf16*)a.k + it.b * a.k_sb + it.g * a.k_sh + j * a.k_ss; }
-  const bf16* values_at(int64_t j) const { return (const bf16*)a.v + it.b * a.v_sb + it.g * a.v_sh + j * a.v_ss; }
-
   void tile_blocks() {
     const int64_t size = rows <= kFewRows ? kKeyBlock : kTileKeys;
     const int64_t then = it.next_k1 - it.next_k0 < size ? it.next_k1 - it.next_k0 : size;
-    const bf16* then_keys = (const bf16*)a.k + it.next_b * a.k_sb + it.next_g * a.k_sh + it.next_k0 * a.k_ss;
-    const bf16* then_values = (const bf16*)a.v + it.next_b * a.v_sb + it.next_g * a.v_sh + it.next_k0 * a.v_ss;
-    const KeyStream next{(const char*)keys_at(0),
-                         (const char*)values_at(0),
-                         2 * a.k_ss,
-                         2 * a.v_ss,
-                         2 * a.D,
-                         size,
-                         it.k1,
-                         (const char*)then_keys,
-                         (const char*)then_values,
-                         rows <= kFewRows ? then : 0};
-    TileAttention tiles{a,         it.b,    it.g,      it.q0,    group,  rows,   limit,
+    const int64_t element_bytes = runs.coded() ? 1 : 2;
+    const KeyStream next{a,     it.row,      it.g,      element_bytes, element_bytes * a.D,        size,
+                         it.k1, it.next_row, it.next_g, it.next_k0,    rows <= kFewRows ? then : 0};
+    TileAttention tiles{a,         it.b,    it.g,      it.q0,    group,  rows,   order,
                         w.queries, w.keys,  w.values,  w.scores, w.bias, w.sums, (bf16*)w.probs,
-                        w.maximum, w.total, w.rescale, w.padded, next,   {}};
+                        w.maximum, w.total, w.rescale, w.padded, next,   behind, {}};
     tiles.next.start(it.k0, it.asked);
     if (rows <= kFewRows) {
       few_tiles_begin();
@@ -277,7 +286,11 @@ struct Block {
       if (!look(j0, num_keys)) continue;
       const float* bias[kFewRows];
       for (int i = 0; i < rows; ++i) bias[i] = bias_of(i);
-      few.few_keys(j0, num_keys, keys_at(j0), values_at(j0), visible, bias);
+      const uint8_t* any = seen_keys(j0, num_keys);
+      Run<T> keys[kMostRuns], values[kMostRuns];
+      runs.keys(j0, num_keys, any, keys);
+      runs.values(j0, num_keys, any, values);
+      few.few_keys(j0, num_keys, keys, values, visible, bias);
     }
     few.finish_few();
   }
@@ -287,39 +300,56 @@ struct Block {
     for (int64_t j0 = it.k0, j1; j0 < it.k1; j0 = j1) {
       j1 = (j0 / kTileKeys + 1) * kTileKeys;
       if (j1 > it.k1) j1 = it.k1;
-      tiles.keys_from(j0, int(j1 - j0), keys_at(j0), values_at(j0));
+      const int num_keys = int(j1 - j0);
+      const uint8_t* any = seen_keys(j0, num_keys);
+      Run<T> keys[kMostRuns], values[kMostRuns];
+      runs.keys(j0, num_keys, any, keys);
+      runs.values(j0, num_keys, any, values);
+      tiles.keys_from(j0, num_keys, keys, values);
     }
     tiles.finish();
   }
 #endif
 
-  void direct_block(const T* keys, const T* values, int num_keys, const T* next_keys, int num_next) {
-    constexpr int kStep = 16;
-    for (int j = 0; j < num_keys; j += kStep) {
-      const int n = num_keys - j < kStep ? num_keys - j : kStep;
-      prefetch_rows(values + j * a.v_ss, a.v_ss, n, a.D);
-      dot_block<T>(query, rows, keys + j * a.k_ss, a.k_ss, n, a.D, w.scores + j, kKeyBlock, keys + (j + n) * a.k_ss);
+  // What dot_block asks for beyond its run. Rows of one piece go on there; where the next run lies elsewhere, the lines
+  // that it asks for a fixed distance ahead are made those that it is reading.
+  const T* after(const Run<T>& run, int n) const {
+    if (!a.pages.table || rows > kStreamRows) return run.row + n * run.stride;
+    return run.row + n * run.stride - kAheadBytes / int64_t(sizeof(T));
+  }
+
+  void direct_block(int64_t j0, int num_keys, const Run<T>* keys, const uint8_t* any, Run<T>* values, int num_next) {
+    for (int j = 0; j < num_keys; j += kRun) {
+      const int n = num_keys - j < kRun ? num_keys - j : kRun;
+      const Run<T>& run = keys[j / kRun];
+      runs.ask_values(j0 + j, n);
+      dot_block<T>(query, rows, run.row, run.stride, n, a.D, w.scores + j, kKeyBlock, after(run, n));
     }
     softmax(num_keys, w.scores);
-    for (int j = 0; j < num_keys; j += kStep) {
-      const int n = num_keys - j < kStep ? num_keys - j : kStep;
-      if (j < num_next) prefetch_rows(next_keys + j * a.k_ss, a.k_ss, num_next - j < kStep ? num_next - j : kStep, a.D);
-      add_values_rows(rows, w.scores + j, values + j * a.v_ss, a.v_ss, n, a.D, w.sums, w.padded, w.rescale);
+    runs.values(j0, num_keys, any, values);
+    for (int j = 0; j < num_keys; j += kRun) {
+      const int n = num_keys - j < kRun ? num_keys - j : kRun;
+      const Run<T>& run = values[j / kRun];
+      if (j < num_next) runs.ask_keys(j0 + kKeyBlock + j, num_next - j < kRun ? num_next - j : kRun);
+      add_values_rows(rows, w.scores + j, run.row, run.stride, n, a.D, w.sums, w.padded, w.rescale);
       if (j == 0) {
         for (int i = 0; i < rows; ++i) w.rescale[i] = 1.0f;
       }
     }
   }
 
-  void packed_block(const T* keys, const T* values, int num_keys, const T* next_keys, int num_next) {
+  void packed_block(int64_t j0, int num_keys, const Run<T>* keys, const uint8_t* any, Run<T>* values, int num_next) {
     using C = typename Compute<T>::Type;
     constexpr int kPack = Compute<T>::PACK;
     const int whole = (num_keys + W - 1) / W * W;
-    pack_keys(keys, a.k_ss, num_keys, a.D, w.keys, values, a.v_ss);
+    pack_keys(keys, num_keys, a.D, w.keys, runs, j0);
     outer_block<C>(rows, w.queries, w.padded, w.keys, kKeyBlock, whole, a.D / kPack, w.scores, kKeyBlock, nullptr);
     softmax(num_keys, w.probs);
-    const int64_t words = pack_values(values, a.v_ss, num_keys, a.D, w.padded, w.values);
-    prefetch_rows(next_keys, a.k_ss, num_next, a.D);
+    runs.values(j0, num_keys, any, values);
+    const int64_t words = pack_values(values, num_keys, a.D, w.padded, w.values);
+    for (int j = 0; j < num_next; j += kRun) {
+      runs.ask_keys(j0 + kKeyBlock + j, num_next - j < kRun ? num_next - j : kRun);
+    }
     outer_block<C>(rows, (const uint32_t*)w.probs, kKeyBlock / kPack, w.values, w.padded, w.padded, words, w.sums,
                    w.padded, w.rescale);
   }

@@ -11,9 +11,18 @@ constexpr int kKeyBlock = 64;   // keys of one pass (two such in tiles); blocks 
 constexpr int kQueryRows = 64;  // (query, head of the group) rows of one work item
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxSplits = 256;  // shares of one query block's keys
+constexpr int kRun = 16;         // keys that lie one after the other: page sizes are multiples of it
+
+// Keys and values in a pool of pages, which a table gives to rows.
+struct AttentionPages {
+  const int32_t* table;  // [rows, M], or null: rows lie as one piece each. Entries are forced into 0..num_pages - 1
+  int64_t table_stride, page_size, num_pages;
+  const float *k_scale, *v_scale;  // [pages, G, page_size], contiguous: the pools hold int8; or null
+  int64_t window;                  // of q_positions: this many keys are seen at most; 0: all
+};
 
 struct AttentionArgs {
-  const void *q, *k, *v;       // [B, H, S, D], [B, G, L, D], [B, G, L, D]
+  const void *q, *k, *v;       // [B, H, S, D], [B, G, L, D], [B, G, L, D]; in pages k, v are [pages, G, page_size, D]
   const void* mask;            // strides m_sb m_sh m_ss m_sl
   const int64_t* q_positions;  // [S] or null: row i sees keys up to q_positions[i]
   void* out;                   // [B, S, H, D] contiguous: what the output projection reads
@@ -23,15 +32,17 @@ struct AttentionArgs {
   bool is_causal;
   float scale;
   int dtype;
+  AttentionPages pages;
 };
 
-// Queries q0..q1 of one batch entry and one key/value head, over keys k0..k1 (k0 a multiple of kKeyBlock).
+// Queries q0..q1 of one batch entry and one key/value head, over keys k0..k1 (k0 a multiple of kKeyBlock) of one row of
+// keys: that of the batch entry, but where queries of many rows are packed into one entry.
 struct AttentionItem {
-  int64_t b, g, q0, q1, k0, k1;
-  float* partial;                            // null: write the output; else QWENOPT_ATTENTION_PARTIAL_FLOATS(D) a row
-  int64_t next_b, next_g, next_k0, next_k1;  // keys that this thread reads next; empty when next_k1 <= next_k0
+  int64_t b, row, g, q0, q1, k0, k1;
+  float* partial;                              // null: write the output; else QWENOPT_ATTENTION_PARTIAL_FLOATS(D) a row
+  int64_t next_row, next_g, next_k0, next_k1;  // keys that this thread reads next; empty when next_k1 <= next_k0
   bool asked;  // this item was the next one of the last call on this thread, which asked memory for it
-  char* work;  // QWENOPT_ATTENTION_WORK_BYTES(D), 64-byte aligned, one per thread
+  char* work;  // QWENOPT_ATTENTION_WORK_BYTES(D) (in pages ..._PAGED_WORK_...), 64-byte aligned, one per thread
 };
 
 struct AttentionCombine {
@@ -51,5 +62,8 @@ QWENOPT_DECLARE_TILE_KERNEL(void attention_combine(const AttentionArgs& args, co
 #define QWENOPT_ATTENTION_WORK_BYTES(D)                                  \
   (4 * ((2 * kQueryRows + 2 * kKeyBlock) * QWENOPT_ATTENTION_PADDED(D) + \
         (2 * kQueryRows + kQueryRows / 2) * kKeyBlock + 3 * kQueryRows))
+// The same, and copies of keys and values.
+#define QWENOPT_ATTENTION_PAGED_WORK_BYTES(D) \
+  (QWENOPT_ATTENTION_WORK_BYTES(D) + 4 * 2 * kKeyBlock * QWENOPT_ATTENTION_PADDED(D))
 
 }  // namespace qwenopt

@@ -33,15 +33,16 @@ struct FewRows : TileAttention {
 
   // Keys j0..j0+num_keys, which do not cross a multiple of kKeyBlock. What row i sees of them is visible[i], and what
   // is added to its scores, where that is some, bias_of[i].
-  void few_keys(int64_t j0, int num_keys, const bf16* key, const bf16* value, const Visible* visible,
+  void few_keys(int64_t j0, int num_keys, const Run<bf16>* key, const Run<bf16>* value, const Visible* visible,
                 const float* const* bias_of) {
     const bool padded_rows = a.D % kTileK != 0;
     const int whole = padded_rows ? 0 : num_keys / kTile, tiles = (num_keys + kTile - 1) / kTile;
     next.look_ahead_of(j0);
-    if (whole > 0) make_scores(0, 1, key, a.k_ss, whole, scores);
+    if (whole > 0) make_scores(0, 1, key, whole, scores);
     if (tiles > whole) {
-      copy_keys(key + whole * kTile * a.k_ss, num_keys - whole * kTile, (tiles - whole) * kTile);
-      make_scores(0, 1, (const bf16*)keys, steps() * kTileK, tiles - whole, scores + whole * 2 * kTileWords);
+      Run<bf16> copied[kMostRuns];
+      copy_keys(key + whole, num_keys - whole * kTile, tiles - whole, copied);
+      make_scores(0, 1, copied, tiles - whole, scores + whole * 2 * kTileWords);
     }
     // A tile that was just stored, and words for a tile that were, are not there yet: packing values fills the time.
     const int half = num_keys / 4 * 2;

@@ -1,20 +1,11 @@
 // Copies of a key or value block with the keys (scores) or the head (output) in the lanes, and of the query rows.
 #pragma once
 
-#include "attention.h"
+#include "attention_runs.h"
 #include "outer_block.h"
 
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
-
-// Asks for `num_rows` rows of n elements that are read soon.
-template <class T>
-static inline void prefetch_rows(const T* rows, int64_t stride, int num_rows, int64_t n) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int j = 0; j < num_rows; ++j) {
-    for (int64_t d = 0; d < n; d += kLine) __builtin_prefetch(rows + j * stride + d, 0, 3);
-  }
-}
 
 // e^x for x <= 0, and 0 below -87: a result that underflows costs a microcode assist. vexp of a vector of hidden keys
 // took 75 ns where exp2_below of the tiles, which masks them out, takes 2 (a core of Granite Rapids, 2026-11-24). A NaN
@@ -91,19 +82,20 @@ static inline void widen_row(const T* from, int64_t n, float* to) {
   for (int64_t d = 0; d < n; d += W) store(to + d, load_upto(from + d, n - d));
 }
 
-// keys [num_keys, D] -> out[word][kKeyBlock], keys past num_keys zero.
+// keys [num_keys, D] -> out[word][kKeyBlock], keys past num_keys zero. Values from j0 on are asked for meanwhile.
 template <class T>
-static inline void pack_keys(const T* keys, int64_t stride, int num_keys, int64_t D, uint32_t* out, const T* values,
-                             int64_t value_stride) {
+static inline void pack_keys(const Run<T>* keys, int num_keys, int64_t D, uint32_t* out, const Runs<T>& runs,
+                             int64_t j0) {
   constexpr int kPack = Compute<T>::PACK;
   const int64_t words = D / kPack;
   alignas(64) float wide[W * kMaxHeadDim];
   for (int j = 0; j < num_keys; j += W) {
     const int rows = num_keys - j < W ? num_keys - j : W;
-    prefetch_rows(values + j * value_stride, value_stride, rows, D);
+    const Run<T> from{keys[j / kRun].row + j % kRun * keys[j / kRun].stride, keys[j / kRun].stride};
+    if (j % kRun == 0) runs.ask_values(j0 + j, num_keys - j < kRun ? num_keys - j : kRun);
     const uint32_t* row[W];
     for (int i = 0; i < W; ++i) {
-      const T* key = keys + (j + (i < rows ? i : 0)) * stride;
+      const T* key = from.row + (i < rows ? i : 0) * from.stride;
       if (sizeof(T) == 2 && kPack == 1) {
         if (i < rows) widen_row(key, D, wide + i * kMaxHeadDim);
         row[i] = (const uint32_t*)(wide + i * kMaxHeadDim);
@@ -121,20 +113,20 @@ static inline void pack_keys(const T* keys, int64_t stride, int num_keys, int64_
 
 // values [num_keys, D] -> out[word of keys][padded D]; returns the number of words.
 template <class T>
-static inline int64_t pack_values(const T* values, int64_t stride, int num_keys, int64_t D, int64_t padded,
-                                  uint32_t* out) {
+static inline int64_t pack_values(const Run<T>* values, int num_keys, int64_t D, int64_t padded, uint32_t* out) {
 #if defined(QWENOPT_ISA_BF16) && !defined(QWENOPT_ISA_AMX)
   if constexpr (sizeof(T) == 2) {
     for (int j = 0; j < num_keys; j += 2) {
-      const T* a = values + j * stride;
-      interleave(a, j + 1 < num_keys ? a + stride : nullptr, D, out + j / 2 * padded);
+      const Run<T>& run = values[j / kRun];
+      const T* a = run.row + j % kRun * run.stride;
+      interleave(a, j + 1 < num_keys ? a + run.stride : nullptr, D, out + j / 2 * padded);
     }
     return (num_keys + 1) / 2;
   }
 #endif
   for (int j = 0; j < num_keys; ++j) {
     float* row = (float*)(out + j * padded);
-    widen_row(values + j * stride, D, row);
+    widen_row(values[j / kRun].row + j % kRun * values[j / kRun].stride, D, row);
     for (int64_t d = (D + W - 1) / W * W; d < padded; d += W) store(row + d, zero());
   }
   return num_keys;

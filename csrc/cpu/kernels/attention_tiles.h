@@ -37,25 +37,27 @@ static inline __m512i join_probs(F even, F odd) {
 // Keys and values of the blocks to come, asked for a few rows at a time between other work, so that memory is never
 // idle: for a few queries reading them is all that takes time. Block by block, keys before values, as they are used.
 struct KeyStream {
-  const char *keys, *values;  // of key 0
-  int64_t key_bytes, value_bytes, row_bytes;
-  int64_t size, last;                   // keys of a block; one past the last key
-  const char *then_keys, *then_values;  // the first block of the next item
-  int64_t then_rows;
-  const char* row = nullptr;
+  const AttentionArgs& a;
+  int64_t row, g;
+  int64_t element_bytes, row_bytes;
+  int64_t size, last;                                 // keys of a block; one past the last key
+  int64_t then_row, then_g, then_first, then_number;  // the first block of the next item
+  const char* at = nullptr;
   int64_t left = 0, stride = 0;
   int64_t limit = 0;                       // blocks from this key on are too far ahead
-  int64_t block = 0;                       // what is being asked for
+  int64_t block = 0, asked = 0;            // what is being asked for, and up to where it lies one after the other
   bool on_values = false, turned = false;  // turned: to the next item
 
-  // `asked`: the first block was asked for already.
-  void start(int64_t j0, bool asked) {
-    block = j0;
+  // `was_asked`: the first block was asked for already.
+  void start(int64_t j0, bool was_asked) {
+    block = asked = j0;
     limit = j0 + 3 * size;
-    on_values = asked;
-    stride = key_bytes;
-    row = keys + j0 * stride;
-    left = asked ? 0 : end_of(j0) - j0;
+    on_values = was_asked || j0 >= last;
+    if (on_values) {
+      asked = end_of(j0);
+    } else {
+      begin_piece();
+    }
   }
 
   int64_t end_of(int64_t j0) const {
@@ -63,17 +65,36 @@ struct KeyStream {
     return end < last ? end : last;
   }
 
-  bool advance() {
-    if (on_values) {
-      const int64_t next = end_of(block);
-      if (next >= last && then_rows > 0) return turn_to_next_item();
-      if (next >= last || next >= limit) return false;
-      block = next;
+  // The rest of a block, or what of it lies in one page.
+  void begin_piece() {
+    const KeyPlace p = key_place(a, row, asked);
+    const int64_t rest = end_of(block) - asked;
+    left = rest < p.left ? rest : p.left;
+    asked += left;
+    const int64_t offset = on_values ? value_offset(a, g, p) : key_offset(a, g, p);
+    at = (const char*)(on_values ? a.v : a.k) + offset * element_bytes;
+    stride = (on_values ? a.v_ss : a.k_ss) * element_bytes;
+    if (a.pages.k_scale) {
+      const float* scales = (on_values ? a.pages.v_scale : a.pages.k_scale) + scale_offset(a, g, p);
+      for (int64_t i = 0; i < left; i += kTile) _mm_prefetch(scales + i, _MM_HINT_T1);
     }
-    on_values = !on_values;
-    stride = on_values ? value_bytes : key_bytes;
-    row = (on_values ? values : keys) + block * stride;
-    left = end_of(block) - block;
+  }
+
+  bool advance() {
+    if (asked >= end_of(block)) {
+      if (on_values) {
+        const int64_t next = end_of(block);
+        if (next >= last && then_number > 0) {
+          turn_to_next_item();
+          return true;
+        }
+        if (next >= last || next >= limit) return false;
+        block = next;
+      }
+      on_values = !on_values;
+      asked = block;
+    }
+    begin_piece();
     return true;
   }
 
@@ -81,25 +102,23 @@ struct KeyStream {
     if (!turned) limit = j0 + 3 * size;
   }
 
-  bool turn_to_next_item() {
+  void turn_to_next_item() {
     turned = true;
-    keys = then_keys;
-    values = then_values;
-    block = 0;
-    last = size = left = then_rows;
-    limit = 2 * size;
-    then_rows = 0;
+    row = then_row;
+    g = then_g;
+    block = asked = then_first;
+    last = then_first + then_number;
+    limit = last + size;
+    then_number = 0;
     on_values = false;
-    stride = key_bytes;
-    row = keys;
-    return true;
+    begin_piece();
   }
 
   void rows(int n) {
     for (; n > 0; --n) {
       if (left == 0 && !advance()) return;
-      for (int64_t d = 0; d < row_bytes; d += 64) _mm_prefetch(row + d, _MM_HINT_T1);
-      row += stride;
+      for (int64_t d = 0; d < row_bytes; d += 64) _mm_prefetch(at + d, _MM_HINT_T1);
+      at += stride;
       --left;
     }
   }
@@ -110,13 +129,14 @@ struct TileAttention {
   const AttentionArgs& a;
   int64_t b, g, q0;
   int group, rows;
-  const int64_t* limit;
+  const Order* order;
   uint32_t *queries, *keys, *values;
   float *scores, *bias, *sums;
   bf16* probs;
   float *maximum, *total, *rescale;
   int64_t padded;
   KeyStream next;
+  int64_t behind;                           // a block before this key holds keys behind the window of some row
   bool started[kQueryRows / kTileQueries];  // whether there are sums yet
 
   int64_t steps() const { return (a.D + kTileK - 1) / kTileK; }
@@ -136,17 +156,18 @@ struct TileAttention {
   uint32_t* query_tile(int row, int64_t step) const { return queries + (row / kTile * steps() + step) * kTileWords; }
 
   // Keys j0..j0+num_keys, which do not cross a multiple of kTileKeys.
-  void keys_from(int64_t j0, int num_keys, const bf16* key, const bf16* value) {
+  void keys_from(int64_t j0, int num_keys, const Run<bf16>* key, const Run<bf16>* value) {
     const int tiles = (num_keys + kTile - 1) / kTile;
     const bool copied = a.D % kTileK != 0 || num_keys % kTile != 0;  // else a tile would reach past a row or the last
-    const bool biased = a.mask_kind != kNoMask;
+    const bool biased = a.mask_kind != kNoMask || j0 < behind;
+    Run<bf16> copies[kMostRuns];
     int64_t words = 0;
     next.look_ahead_of(j0);
     for (int i = 0; i < rows; i += kTileQueries) {
       const int left = rows - i, q_tiles = left > kTile ? 2 : 1;
       if (biased && !fill(i, j0, num_keys)) continue;
-      if (copied && words == 0) copy_keys(key, num_keys, tiles * kTile);
-      make_scores(i, q_tiles, copied ? (const bf16*)keys : key, copied ? steps() * kTileK : a.k_ss, tiles, scores);
+      if (copied && words == 0) copy_keys(key, num_keys, tiles, copies);
+      make_scores(i, q_tiles, copied ? copies : key, tiles, scores);
       for (int t = 0; t < q_tiles; ++t) softmax(i + t * kTile, t, j0, num_keys, biased);
       bool& has_sums = started[i / kTileQueries];
       if (has_sums) scale_sums(i, left < kTileQueries ? left : kTileQueries);
@@ -170,40 +191,47 @@ struct TileAttention {
   }
 
   // Keys from..to of a block of num_keys, from even; where it ends a whole step of pairs is filled with zeros.
-  void pack_pairs(const bf16* value, int from, int to, int num_keys) {
+  void pack_pairs(const Run<bf16>* value, int from, int to, int num_keys) {
     for (int j = from; j < to; j += 2) {
       next.rows(1);
-      const bf16* row = value + j * a.v_ss;
-      pair_rows(row, j + 1 < num_keys ? row + a.v_ss : nullptr, a.D, values + j / 2 * padded);
+      const Run<bf16>& run = value[j / kRun];
+      const bf16* row = run.row + j % kRun * run.stride;
+      pair_rows(row, j + 1 < num_keys ? row + run.stride : nullptr, a.D, values + j / 2 * padded);
     }
     if (to < num_keys) return;
     const int64_t words = (num_keys + 1) / 2, whole = (words + kTile - 1) / kTile * kTile;
     for (int64_t d = words * padded; d < whole * padded; d += W) store((float*)values + d, zero());
   }
 
-  void copy_keys(const bf16* key, int num_keys, int num_rows) const {
+  // Whole tiles of keys with zeros behind the end of a row and behind the last key.
+  void copy_keys(const Run<bf16>* key, int num_keys, int tiles, Run<bf16>* to) const {
     char* row = (char*)keys;
-    for (int j = 0; j < num_rows; ++j, key += a.k_ss) {
-      for (int64_t d = 0; d < a.D; d += kTileK, row += 64) {
-        const __mmask32 some = j < num_keys ? half_lanes(int(a.D - d < kTileK ? a.D - d : kTileK)) : 0;
-        _mm512_store_si512(row, _mm512_maskz_loadu_epi16(some, key + d));
+    for (int t = 0; t < tiles; ++t) {
+      to[t] = {(const bf16*)row, steps() * kTileK};
+      const bf16* from = key[t].row;
+      for (int j = t * kTile; j < (t + 1) * kTile; ++j, from += key[t].stride) {
+        for (int64_t d = 0; d < a.D; d += kTileK, row += 64) {
+          const __mmask32 some = j < num_keys ? half_lanes(int(a.D - d < kTileK ? a.D - d : kTileK)) : 0;
+          _mm512_store_si512(row, _mm512_maskz_loadu_epi16(some, from + d));
+        }
       }
     }
   }
 
   // scores [key tile][q tile][16 keys][16 rows]
-  void make_scores(int i, int q_tiles, const bf16* key, int64_t stride, int tiles, float* scores) {
+  void make_scores(int i, int q_tiles, const Run<bf16>* key, int tiles, float* scores) {
+    static_assert(kRun == kTile, "a tile of keys is a run");
     const int64_t second = q_tiles == 2 ? steps() * kTileWords : 0;
     for (int j = 0; j < tiles; j += 2) {
       const bool two = j + 1 < tiles;
-      const bf16* row = key + j * kTile * stride;
+      const Run<bf16> run = key[j], run2 = key[two ? j + 1 : j];
       tile_zero<0>();
       tile_zero<1>();
       tile_zero<2>();
       tile_zero<3>();
       for (int64_t s = 0; s < steps(); ++s) {
         next.rows(4);
-        tile_load<4>(row + s * kTileK, 2 * stride);
+        tile_load<4>(run.row + s * kTileK, 2 * run.stride);
         tile_load<6>(query_tile(i, s), 64);
         tile_step<0, 4, 6>();
         if (q_tiles == 2) {
@@ -211,7 +239,7 @@ struct TileAttention {
           tile_step<1, 4, 7>();
         }
         if (!two) continue;
-        tile_load<5>(row + kTile * stride + s * kTileK, 2 * stride);
+        tile_load<5>(run2.row + s * kTileK, 2 * run2.stride);
         tile_step<2, 5, 6>();
         if (q_tiles == 2) tile_step<3, 5, 7>();
       }
@@ -241,7 +269,7 @@ struct TileAttention {
           }
           Visible seen = kNothing;
           if (r < rows) {
-            seen = row_bias(a, b, g * group + r % group, q0 + r / group, limit[r], j0 + j, keys_here, to);
+            seen = row_bias(a, b, g * group + r % group, q0 + r / group, order[r], j0 + j, keys_here, to);
           }
           any = any || seen != kNothing;
           if (seen == kSome) continue;
@@ -264,7 +292,7 @@ struct TileAttention {
     alignas(64) int32_t sees[kTile];
     int least = whole;
     for (int m = 0; m < kTile; ++m) {
-      const int64_t n = i + m < rows ? limit[i + m] - j0 : 0;
+      const int64_t n = i + m < rows ? order[i + m].limit - j0 : 0;
       sees[m] = n < 0 ? 0 : n < num_keys ? int(n) : num_keys;
       if (i + m < rows && sees[m] < least) least = sees[m];
     }
