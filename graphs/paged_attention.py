@@ -1,4 +1,7 @@
-"""kv_gather -> [repeat_kv] -> scaled_dot_product_attention -> [transpose, contiguous]  ->  qwenopt::paged_attention"""
+"""kv_gather -> [repeat_kv] -> scaled_dot_product_attention -> [transpose, contiguous]  ->  qwenopt::paged_attention
+
+A call of it that stands there already (Hugging Face continuous batching) is taken note of.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 from torch.fx import Node
 
 from qwenopt.graphs import spelling
+from qwenopt.graphs.adopt import adopt
 from qwenopt.graphs.attention import Attention, read_attention
 from qwenopt.graphs.causal_mask import query_positions
 from qwenopt.graphs.context import Context
@@ -16,6 +20,7 @@ from qwenopt.ops import KV_GATHER, PAGED_ATTENTION, PAGED_MASK
 
 def raise_paged_attention(ctx: Context) -> None:
     """Raise every attention whose keys and values are gathered from pages; the gather goes."""
+    adopt(ctx, PAGED_ATTENTION)
     masks = []
     for node in list(ctx.graph.nodes):
         call = spelling.read(node)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from qwenopt.api import compile, explain
     from qwenopt.demo.load import demo_model
     from qwenopt.report import Report, last_report
+    from qwenopt.runtime.continuous_batching import use_continuous_batching
     from qwenopt.runtime.generate import generate
     from qwenopt.runtime.hf_generate import hf_generate
     from qwenopt.runtime.paged_cache import PagedKVCache
@@ -30,6 +31,7 @@ __all__ = [
     "generate",
     "hf_generate",
     "last_report",
+    "use_continuous_batching",
 ]
 
 # Public name -> the module that defines it.
@@ -44,6 +46,7 @@ _HOME = {
     "generate": "qwenopt.runtime.generate",
     "hf_generate": "qwenopt.runtime.hf_generate",
     "last_report": "qwenopt.report",
+    "use_continuous_batching": "qwenopt.runtime.continuous_batching",
 }
 
 

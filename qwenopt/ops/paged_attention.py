@@ -81,6 +81,15 @@ def _batch_mask(q_positions: Tensor | None, mask: Tensor | None, num_keys: int, 
     return mask & seen if mask.dtype == torch.bool else mask.where(seen, -torch.inf)
 
 
+def _only_seen(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Keys or values [B, G, K, D] with 0 where no query looks: such places may hold anything, NaN too."""
+    if mask is None:
+        return x
+    seen = mask if mask.dtype == torch.bool else mask > -torch.inf
+    seen = seen.view((1,) * (4 - seen.dim()) + seen.shape).any(2).any(1)
+    return torch.where(seen[:, None, :, None], x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
 def paged_attention(
     q: Tensor,
     k_pool: Tensor,
@@ -113,6 +122,7 @@ def paged_attention(
         mask = paged_mask(q_starts, q_positions, num_keys, window)
     else:
         mask = _batch_mask(q_positions, mask, num_keys, window)
+    k, v = _only_seen(k, mask), _only_seen(v, mask)
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
