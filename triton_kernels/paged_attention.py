@@ -8,6 +8,7 @@ alone and every grid is an upper bound, so a CUDA graph that recorded a call ser
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -29,35 +30,23 @@ class Tile:
 
 
 # (bytes of q's dtype, largest head_dim) -> tile. At most 99 KB of shared memory, which every GPU from compute
-# capability 8.0 on has, and no registers spilled: `tests/triton/test_compiles.py` holds both. Not tuned on a device.
-DECODE = {
-    (2, 64): Tile(16, 64, 4, 3),
-    (2, 128): Tile(16, 64, 4, 3),
-    (2, 256): Tile(16, 32, 4, 3),
-    (4, 64): Tile(16, 32, 4, 2),
-    (4, 128): Tile(16, 32, 4, 2),
-    (4, 256): Tile(16, 16, 4, 2),
-}
-CHUNK = {
-    (2, 64): Tile(64, 64, 4, 3),
-    (2, 128): Tile(64, 64, 4, 2),
-    (2, 256): Tile(64, 32, 4, 2),
-    (4, 64): Tile(32, 32, 4, 2),
-    (4, 128): Tile(32, 32, 4, 2),
-    (4, 256): Tile(16, 16, 4, 2),
-}
-PREFILL = {
-    (2, 64): Tile(128, 64, 4, 3),
-    (2, 128): Tile(128, 64, 8, 2),
-    (2, 256): Tile(64, 32, 4, 2),
-    (4, 64): Tile(32, 32, 4, 2),
-    (4, 128): Tile(32, 32, 4, 2),
-    (4, 256): Tile(16, 16, 4, 2),
-}
+# capability 8.0 on has, and next to no registers spilled: `tests/triton/test_compiles.py` holds both. Not tuned on a
+# device; float32, which is multiplied without tensor cores, is there to be exact.
+FLOAT32 = {(4, 64): Tile(16, 16, 8, 2), (4, 128): Tile(16, 16, 8, 2), (4, 256): Tile(16, 16, 4, 2)}
+DECODE = {(2, 64): Tile(16, 64, 4, 5), (2, 128): Tile(16, 64, 4, 5), (2, 256): Tile(16, 32, 4, 3), **FLOAT32}
+CHUNK = {(2, 64): Tile(64, 64, 4, 3), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(32, 32, 4, 2), **FLOAT32}
+PREFILL = {(2, 64): Tile(128, 64, 4, 3), (2, 128): Tile(64, 64, 4, 3), (2, 256): Tile(64, 32, 8, 2), **FLOAT32}
+# wgmma leaves registers free for larger blocks.
+PREFILL_HOPPER = {**PREFILL, (2, 128): Tile(128, 64, 8, 3)}
 PROGRAMS_PER_SM = 2  # of the flat list: two blocks of 4 warps on each multiprocessor
 MIN_TILES = 2  # of a share: a shorter one costs more to start and to combine than it saves
-MAX_HEAD_DIM = 256
-MAX_GROUP = 16
+
+
+class Device(NamedTuple):
+    """What the plan depends on: the number of multiprocessors and the major compute capability."""
+
+    num_sms: int
+    major: int
 
 
 @dataclass(frozen=True)
@@ -77,21 +66,23 @@ class Plan:
 
 
 def _pick(table: dict[tuple[int, int], Tile], itemsize: int, dim: int) -> Tile:
-    return table[itemsize, next(d for d in (64, 128, MAX_HEAD_DIM) if dim <= d)]
+    return table[itemsize, next(d for d in (64, 128, 256) if dim <= d)]
 
 
-def plan(q: Tensor, kv_heads: int, num_rows: int, packed: bool, num_sms: int) -> Plan:
+def plan(q: Tensor, kv_heads: int, num_rows: int, packed: bool, device: Device) -> Plan:
     """The launches for q [B, H, S, D]: `num_rows` rows of S queries each or, `packed`, of S queries together."""
     num_tokens, dim, itemsize, group = q.shape[2], q.shape[3], q.element_size(), q.shape[1] // kv_heads
-    decode, chunk, prefill = (_pick(table, itemsize, dim) for table in (DECODE, CHUNK, PREFILL))
-    num_programs = PROGRAMS_PER_SM * num_sms
+    decode, chunk, prefill = (
+        _pick(table, itemsize, dim) for table in (DECODE, CHUNK, PREFILL_HOPPER if device.major == 9 else PREFILL)
+    )
+    num_programs = PROGRAMS_PER_SM * device.num_sms
     per_block = decode.block_m // group
     if num_tokens <= (num_rows * per_block if packed else per_block):
         return Plan(decode, num_programs, None, 0, 0)
     per_block = prefill.block_m // group
     num_blocks = num_tokens // per_block + num_rows + 1 if packed else num_rows * triton.cdiv(num_tokens, per_block)
     # Too few blocks to fill the device: share their keys out, too.
-    if (num_tokens // per_block if packed else num_blocks) * kv_heads < num_sms:
+    if (num_tokens // per_block if packed else num_blocks) * kv_heads < device.num_sms:
         return Plan(chunk, num_programs, None, 0, 0)
     if packed:  # decoding rows may be among them
         return Plan(decode, num_programs, prefill, num_blocks, decode.block_m // group)

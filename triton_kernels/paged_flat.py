@@ -108,5 +108,9 @@ def combine_kernel(
             total = total * shrink + tl.sum(weights)
             largest = higher
         out = acc / tl.where(total > 0, total, 1.0)
-        at = batch * s.out_batch + (token + m // GROUP).to(tl.int64) * s.out_token + (head * GROUP + m % GROUP) * s.out_head
+        at = (
+            batch * s.out_batch
+            + (token + m // GROUP).to(tl.int64) * s.out_token
+            + (head * GROUP + m % GROUP) * s.out_head
+        )
         tl.store(out_ptr + at + dims, out.to(out_ptr.dtype.element_ty), mask=dims < DIM)

@@ -88,12 +88,12 @@ def _load(
 
 @triton.jit
 def _hide(
-    scores, keys, positions, mask_row, s, LOG2E: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
+    scores, keys, positions, seen_keys, mask_row, s, LOG2E: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """-inf in `scores` [BLOCK_M, BLOCK_N] (base 2) where a query does not see a key; additive masks added."""
     visible = keys[None, :] <= positions[:, None]
     if WINDOW > 0:
-        visible = visible & (keys[None, :] > positions[:, None] - WINDOW)
+        visible = visible & (keys[None, :] > positions[:, None] - WINDOW) & (keys < seen_keys)[None, :]
     if MASK != "none":
         pointers = mask_row[:, None] + keys[None, :] * s.mask_key
         if MASK == "bool":
@@ -122,7 +122,7 @@ def _tiles(
         k = _load(k_ptr, k_scale_ptr, page, keys % PAGE, seen, s, DIM, acc.shape[1], MASKED, q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if MASKED:
-            scores = _hide(scores, keys, positions, mask_row, s, LOG2E, WINDOW, MASK)
+            scores = _hide(scores, keys, positions, seen_keys, mask_row, s, LOG2E, WINDOW, MASK)
         higher = tl.maximum(largest, tl.max(scores, 1))
         base = higher
         if MASKED:
@@ -157,9 +157,10 @@ def attend(
         positions = tl.where(valid, num_keys - 1, -1)
     else:
         positions = tl.load(positions_ptr + tokens, mask=valid & (row < num_rows), other=-1)
-        positions = tl.minimum(tl.maximum(positions, -1), num_keys - 1).to(tl.int32)
+        # A position past the end sees all keys, or of a window what of it lies before the end.
+        positions = tl.minimum(tl.maximum(positions, -1), num_keys - 1 + WINDOW).to(tl.int32)
     least = tl.min(tl.where(valid, positions, num_keys))
-    seen_keys = tl.max(positions) + 1
+    seen_keys = tl.minimum(tl.max(positions) + 1, num_keys)
     low = 0 if WINDOW == 0 else tl.maximum(least - WINDOW + 1, 0) // BLOCK_N
     high = tl.cdiv(seen_keys, BLOCK_N)
     begin = tl.where(is_first, low, tl.maximum(begin, low))

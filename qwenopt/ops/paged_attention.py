@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qwenopt.ops import triton
 from qwenopt.ops.kv_append import check_pools
 from qwenopt.ops.kv_gather import check_table, kv_gather, paged_mask
 from qwenopt.ops.op import Op
@@ -114,3 +115,22 @@ def paged_attention(
 
 
 PAGED_ATTENTION = Op(paged_attention, check=_check)
+
+
+@PAGED_ATTENTION.provider("triton", "cuda", available=triton.available, accepts=triton.accepts_paged_attention)
+def paged_attention_triton(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    block_table: Tensor,
+    q_starts: Tensor | None,
+    q_positions: Tensor | None,
+    mask: Tensor | None,
+    window: int,
+    scale: float,
+) -> Tensor:
+    return triton.paged_attention(
+        q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions, mask, window, scale
+    )

@@ -1,7 +1,8 @@
-"""The Triton providers: what their kernels take, and the memory that a call needs. Triton is loaded by the first call."""
+"""The Triton providers: what their kernels take, and the memory that a call needs. The first call loads Triton."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import torch
@@ -10,12 +11,18 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_CAPABILITY = (8, 0)
 MAX_HEAD_DIM = 256
+MAX_HEAD_DIM_FLOAT32_INT8 = 128  # above it the compiler spills hundreds of registers
 MAX_GROUP = 16
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def available() -> str | None:
     """None when Triton is installed and there is a GPU that its kernels are written for, else why not."""
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "triton is not installed (pip install qwenopt[triton])"
     if not torch.cuda.is_available():
         return "no CUDA device; torch.cuda.is_available() is False"
@@ -103,6 +110,8 @@ def accepts_paged_attention(
         return f"head_dim {head_dim} (the kernel has up to {MAX_HEAD_DIM})"
     if group > MAX_GROUP:
         return f"{group} query heads for each key/value head (the kernel has up to {MAX_GROUP})"
+    if q.dtype == torch.float32 and k_pool.dtype == torch.int8 and head_dim > MAX_HEAD_DIM_FLOAT32_INT8:
+        return f"head_dim {head_dim} of float32 over int8 pools (the kernel has up to {MAX_HEAD_DIM_FLOAT32_INT8})"
     pools = {"k_pool": k_pool, "v_pool": v_pool, "k_scale": k_scale, "v_scale": v_scale}
     others = {"block_table": block_table, "q_starts": q_starts, "q_positions": q_positions}
     return (
@@ -115,8 +124,9 @@ def accepts_paged_attention(
     )
 
 
-def _num_sms(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _device(device: torch.device) -> tuple[int, int]:
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.major
 
 
 def paged_attention(
@@ -131,21 +141,24 @@ def paged_attention(
     mask: Tensor | None,
     window: int,
     scale: float,
-    num_sms: int | None = None,
+    device: tuple[int, int] | None = None,
 ) -> Tensor:
-    from qwenopt.triton_kernels.paged_attention import launch, plan, workspace
+    """`device`: multiprocessors and major compute capability to plan for; None: those of the device that has q."""
+    from qwenopt.triton_kernels.paged_attention import Device, launch, plan, workspace
 
     batch, heads, seq, dim = q.shape
     out = torch.empty(batch, seq, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     if not out.numel():
         return out
     rows, num_keys = block_table.shape[0], block_table.shape[1] * k_pool.shape[2]
-    p = plan(q, k_pool.shape[1], rows, q_starts is not None, num_sms or _num_sms(q.device))
+    p = plan(q, k_pool.shape[1], rows, q_starts is not None, Device(*(device or _device(q.device))))
     num_floats, num_ints = workspace(p, dim)
     floats = torch.empty(num_floats, dtype=torch.float32, device=q.device)
     ints = torch.empty(num_ints, dtype=torch.int32, device=q.device)
     if mask is not None:
         mask = mask.expand(batch, heads, seq, num_keys)
+    if q_positions is None:
+        window = 0  # it counts back from a position
     with torch.cuda.device_of(q):
         launch(
             p, q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions, mask, window, scale,
