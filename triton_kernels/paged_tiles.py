@@ -44,11 +44,13 @@ def row_tokens(starts_ptr, row, num_rows, num_tokens):
     """
     if starts_ptr is None:
         begin = row * 0
-        return begin, tl.where(row < num_rows, num_tokens, 0)
-    begin = tl.load(starts_ptr + row, mask=(row > 0) & (row <= num_rows), other=0)
-    end = tl.load(starts_ptr + row + 1, mask=row < num_rows, other=num_tokens)
-    count = tl.maximum(tl.minimum(end, num_tokens) - begin, 0)
-    return begin, tl.where(row <= num_rows, count, 0)
+        count = tl.where(row < num_rows, num_tokens, 0)
+    else:
+        begin = tl.load(starts_ptr + row, mask=(row > 0) & (row <= num_rows), other=0)
+        end = tl.load(starts_ptr + row + 1, mask=row < num_rows, other=num_tokens)
+        count = tl.maximum(tl.minimum(end, num_tokens) - begin, 0)
+        count = tl.where(row <= num_rows, count, 0)
+    return begin, count
 
 
 @triton.jit

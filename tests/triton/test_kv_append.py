@@ -13,7 +13,8 @@ from torch import Tensor
 from qwenopt.ops.kv_append import kv_append as reference
 from qwenopt.testing.interpreted import Run
 
-POOLS = [torch.float32, torch.float16, torch.bfloat16, torch.int8]
+# bfloat16 only as it comes: the interpreter does not round to it.
+POOLS = [torch.float32, torch.float16, torch.int8]
 
 
 def build(
