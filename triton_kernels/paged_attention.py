@@ -30,8 +30,8 @@ class Tile:
 
 
 # (bytes of q's dtype, largest head_dim) -> tile. At most 99 KB of shared memory, which every GPU from compute
-# capability 8.0 on has (Hopper: 112 KB), and next to no registers spilled: `tests/triton/test_compiles.py` holds both. Not tuned on a
-# device; float32, which is multiplied without tensor cores, is there to be exact.
+# capability 8.0 on has (Hopper: 112 KB, half of what it has), and next to no registers spilled: the tests compile them
+# and hold both. Not tuned on a device; float32, which is multiplied without tensor cores, is there to be exact.
 FLOAT32 = {(4, 64): Tile(16, 16, 8, 2), (4, 128): Tile(16, 16, 8, 2), (4, 256): Tile(16, 16, 4, 2)}
 DECODE = {(2, 64): Tile(16, 64, 4, 5), (2, 128): Tile(16, 64, 4, 5), (2, 256): Tile(16, 32, 4, 3), **FLOAT32}
 CHUNK = {(2, 64): Tile(64, 64, 4, 3), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(32, 32, 4, 2), **FLOAT32}

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu
 BF16 = torch.bfloat16
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16], ids=str)
 DECODE = Ragged((37, 5, 1300, 1, 640), (1, 1, 1, 1, 1), heads=32, kv_heads=4, head_dim=128)
-LONG = Ragged((3000, 17, 2100), (2500, 1, 2100), heads=32, kv_heads=4, head_dim=128, padding=3)
+LONG = Ragged((1200, 17, 900), (1000, 1, 900), heads=32, kv_heads=4, head_dim=128, padding=3)
 BATCHES = {
     "decode": DECODE,
     **{f"groups {h}/{g}": DECODE.but(heads=h, kv_heads=g) for h, g in ((16, 8), (32, 8), (40, 8), (64, 8), (64, 4))},
@@ -58,7 +58,7 @@ def test_paged_attention(name: str, dtype: torch.dtype) -> None:
     args = on_gpu(BATCHES[name].but(dtype=dtype).build())
     found = chosen(PAGED_ATTENTION, args)(*args)
     q, k, v, *rest = args
-    eager = PAGED_ATTENTION.reference(q, k.nan_to_num() if k.is_floating_point() else k, v.nan_to_num(), *rest)
+    eager = PAGED_ATTENTION.reference(q, k.nan_to_num(), v.nan_to_num(), *rest)
     assert_as_accurate(found.cpu(), eager.cpu(), PAGED_ATTENTION.reference(*in_float64(args)).cpu())
     again = chosen(PAGED_ATTENTION, args)(*args)
     assert torch.equal(found, again), "the same arguments give the same bits"
