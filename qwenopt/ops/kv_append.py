@@ -110,16 +110,4 @@ def _fake(
 
 
 KV_APPEND = Op(kv_append, check=_check, fake=_fake, mutates=("k_pool", "v_pool", "k_scale", "v_scale"))
-
-
-@KV_APPEND.provider("triton", "cuda", available=triton.available, accepts=triton.accepts_kv_append)
-def kv_append_triton(
-    k_pool: Tensor,
-    v_pool: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    slots: Tensor,
-) -> None:
-    triton.kv_append(k_pool, v_pool, k_scale, v_scale, k, v, slots)
+KV_APPEND.provider("triton", "cuda", available=triton.available, accepts=triton.accepts_kv_append)(triton.kv_append)

@@ -115,22 +115,6 @@ def paged_attention(
 
 
 PAGED_ATTENTION = Op(paged_attention, check=_check)
-
-
-@PAGED_ATTENTION.provider("triton", "cuda", available=triton.available, accepts=triton.accepts_paged_attention)
-def paged_attention_triton(
-    q: Tensor,
-    k_pool: Tensor,
-    v_pool: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    block_table: Tensor,
-    q_starts: Tensor | None,
-    q_positions: Tensor | None,
-    mask: Tensor | None,
-    window: int,
-    scale: float,
-) -> Tensor:
-    return triton.paged_attention(
-        q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions, mask, window, scale
-    )
+PAGED_ATTENTION.provider("triton", "cuda", available=triton.available, accepts=triton.accepts_paged_attention)(
+    triton.paged_attention
+)

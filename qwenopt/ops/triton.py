@@ -124,11 +124,6 @@ def accepts_paged_attention(
     )
 
 
-def _device(device: torch.device) -> tuple[int, int]:
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.major
-
-
 def paged_attention(
     q: Tensor,
     k_pool: Tensor,
@@ -141,9 +136,29 @@ def paged_attention(
     mask: Tensor | None,
     window: int,
     scale: float,
-    device: tuple[int, int] | None = None,
 ) -> Tensor:
-    """`device`: multiprocessors and major compute capability to plan for; None: those of the device that has q."""
+    properties = torch.cuda.get_device_properties(q.device)
+    device = (properties.multi_processor_count, properties.major)
+    return planned_attention(
+        device, q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions, mask, window, scale
+    )
+
+
+def planned_attention(
+    device: tuple[int, int],
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    block_table: Tensor,
+    q_starts: Tensor | None,
+    q_positions: Tensor | None,
+    mask: Tensor | None,
+    window: int,
+    scale: float,
+) -> Tensor:
+    """`paged_attention` as it is run on a device of so many multiprocessors and that major compute capability."""
     from qwenopt.triton_kernels.paged_attention import Device, launch, plan, workspace
 
     batch, heads, seq, dim = q.shape
@@ -151,7 +166,7 @@ def paged_attention(
     if not out.numel():
         return out
     rows, num_keys = block_table.shape[0], block_table.shape[1] * k_pool.shape[2]
-    p = plan(q, k_pool.shape[1], rows, q_starts is not None, Device(*(device or _device(q.device))))
+    p = plan(q, k_pool.shape[1], rows, q_starts is not None, Device(*device))
     num_floats, num_ints = workspace(p, dim)
     floats = torch.empty(num_floats, dtype=torch.float32, device=q.device)
     ints = torch.empty(num_ints, dtype=torch.int32, device=q.device)
@@ -159,9 +174,7 @@ def paged_attention(
         mask = mask.expand(batch, heads, seq, num_keys)
     if q_positions is None:
         window = 0  # it counts back from a position
+    pools = (k_pool, v_pool, k_scale, v_scale)
     with torch.cuda.device_of(q):
-        launch(
-            p, q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions, mask, window, scale,
-            out, floats, ints,
-        )  # fmt: skip
+        launch(p, q, *pools, block_table, q_starts, q_positions, mask, window, scale, out, floats, ints)
     return out

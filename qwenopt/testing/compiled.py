@@ -80,10 +80,10 @@ def _number(pattern: str, text: str) -> int:
     return sum(int(found) for found in re.findall(pattern, text))
 
 
-def compiled(capability: int, call: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Kernel]:
+def compiled(capability: int, call: Callable[..., Any], *args: Any) -> list[Kernel]:
     """The kernels that `call(*args)` launches, compiled for `capability`; its results mean nothing."""
     with _recording(capability) as launches:
-        call(*args, **kwargs)
+        call(*args)
     kernels = []
     for launch in launches:
         said = _ptxas(launch.asm["ptx"])

@@ -38,8 +38,8 @@ def _unpack(data: bytes) -> Any:
 def _call(name: str, data: bytes) -> bytes:
     from qwenopt.ops import triton
 
-    args, kwargs = _unpack(data)
-    return _pack((getattr(triton, name)(*args, **kwargs), args))
+    args = _unpack(data)
+    return _pack((getattr(triton, name)(*args), args))
 
 
 @contextmanager
@@ -47,8 +47,8 @@ def interpreter() -> Iterator[Run]:
     """A function `run(name, *args)`: the result of `qwenopt.ops.triton.<name>(*args)`, and the arguments after it."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare) as pool:
 
-        def run(name: str, *args: Any, **kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
-            result: tuple[Any, tuple[Any, ...]] = _unpack(pool.submit(_call, name, _pack((args, kwargs))).result())
+        def run(name: str, *args: Any) -> tuple[Any, tuple[Any, ...]]:
+            result: tuple[Any, tuple[Any, ...]] = _unpack(pool.submit(_call, name, _pack(args)).result())
             return result
 
         yield run

@@ -52,7 +52,7 @@ def attention(
 
 
 def kernels(capability: int, args: tuple[Any, ...]) -> dict[str, Kernel]:
-    found = compiled(capability, providers.paged_attention, *args, device=(NUM_SMS, capability // 10))
+    found = compiled(capability, providers.planned_attention, (NUM_SMS, capability // 10), *args)
     return {kernel.name: kernel for kernel in found}
 
 

@@ -61,11 +61,11 @@ def wanted(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
 
 
 def check(run: Run, args: tuple[Any, ...], device: tuple[int, int]) -> Tensor:
-    found, after = run("paged_attention", *args, device=device)
+    found, after = run("planned_attention", device, *args)
     eager, truth = wanted(args)
     assert_as_accurate(found, eager, truth)
     assert found.transpose(1, 2).is_contiguous()
-    for a, b in zip(args, after, strict=True):
+    for a, b in zip(args, after[1:], strict=True):
         if isinstance(a, Tensor):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     return found
@@ -125,27 +125,27 @@ def test_positions_may_come_in_any_order(run: Run, device: tuple[int, int]) -> N
 @pytest.mark.parametrize("batch", [DECODE, MIXED], ids=["decode", "mixed"])
 def test_entries_behind_the_last_key_are_not_looked_at(run: Run, batch: Ragged) -> None:
     args = list(batch.build())
-    found = run("paged_attention", *args, device=MANY)[0]
+    found = run("planned_attention", MANY, *args)[0]
     args[5][args[5] < 0] = 1 << 30
-    assert torch.equal(run("paged_attention", *args, device=MANY)[0], found)
+    assert torch.equal(run("planned_attention", MANY, *args)[0], found)
 
 
 def test_order_of_rows_changes_no_bit(run: Run) -> None:
     args = DECODE.build()
-    found = run("paged_attention", *args, device=MANY)[0]
+    found = run("planned_attention", MANY, *args)[0]
     order = torch.tensor([2, 0, 1])
     moved = (args[0][:, :, order], *args[1:5], args[5][order], args[6], args[7][order], *args[8:])
-    assert torch.equal(run("paged_attention", *moved, device=MANY)[0], found[:, :, order])
+    assert torch.equal(run("planned_attention", MANY, *moved)[0], found[:, :, order])
 
 
 def test_strided_queries_and_pools_are_read_where_they_lie(run: Run) -> None:
     q, k, v, *rest = DECODE.build()
-    found = run("paged_attention", q, k, v, *rest, device=MANY)[0]
+    found = run("planned_attention", MANY, q, k, v, *rest)[0]
     both = torch.stack([k, v], dim=1)  # keys and values of a page side by side
     wide = torch.full((*q.shape[:3], 100), torch.nan)
     wide[..., : q.shape[3]] = q
     moved = (wide[..., : q.shape[3]], both[:, 0], both[:, 1], *rest)
-    assert torch.equal(run("paged_attention", *moved, device=MANY)[0], found)
+    assert torch.equal(run("planned_attention", MANY, *moved)[0], found)
 
 
 @st.composite
