@@ -27,6 +27,7 @@ CASES = {
     **{f"head_dim {d}": DECODE.but(head_dim=d, dtype=HALF) for d in (16, 72, 128, 256)},
     "head_dim 256 float32": DECODE.but(head_dim=256),
     "one row": Ragged((700,), (1,), dtype=HALF),
+    "one row in many parts": Ragged((6000,), (1,), heads=8, kv_heads=1, dtype=HALF),
     "one long row among short": Ragged((900, 3, 1, 17, 60), (1, 1, 1, 1, 1), dtype=HALF),
     "several tokens each": Ragged((37, 5, 130), (3, 5, 2), heads=10),
     "no row": Ragged((5,), (0,), padding=2),
@@ -120,6 +121,15 @@ def test_positions_may_come_in_any_order(run: Run, device: tuple[int, int]) -> N
     args[1], args[2] = args[1].nan_to_num(), args[2].nan_to_num()
     check(run, tuple(args), device)
     check(run, (*args[:9], 20, args[10]), device)
+
+
+@pytest.mark.parametrize("window", [0, 20])
+@pytest.mark.parametrize("positions", [(3, 129), (129, 3)], ids=str)
+def test_tokens_of_a_row_may_stand_far_apart(run: Run, positions: tuple[int, int], window: int) -> None:
+    args = list(DECODE.but(queries=(1, 1, 2), window=window).build())
+    args[7][2:] = torch.tensor(positions)
+    check(run, tuple(args), FEW)
+    check(run, tuple(args), MANY)
 
 
 @pytest.mark.parametrize("batch", [DECODE, MIXED], ids=["decode", "mixed"])
