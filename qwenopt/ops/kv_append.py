@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps
 
@@ -184,3 +184,6 @@ def kv_append_cpu(
     slots: Tensor,
 ) -> None:
     cpu.lib().kv_append(*_operands(k_pool, v_pool, k_scale, v_scale, k, v, slots), cpu.threads())
+
+
+KV_APPEND.provider("triton", "cuda", available=triton.available, accepts=triton.accepts_kv_append)(triton.kv_append)

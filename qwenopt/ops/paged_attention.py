@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.attention import MASK_KINDS, MAX_HEAD_DIM
 from qwenopt.ops.kv_append import check_pools, pools_fit
 from qwenopt.ops.kv_gather import check_table, kv_gather, paged_mask
@@ -244,3 +244,8 @@ def paged_attention_cpu(
     scratch = torch.empty(_scratch_bytes(q, k_pool, block_table, q_starts, threads), dtype=torch.uint8)
     cpu.lib().paged_attention(*_operands(tensors, out, scratch, window, scale), threads)
     return out.transpose(1, 2)
+
+
+PAGED_ATTENTION.provider("triton", "cuda", available=triton.available, accepts=triton.accepts_paged_attention)(
+    triton.paged_attention
+)

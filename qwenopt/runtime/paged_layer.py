@@ -43,7 +43,7 @@ class PagedLayer(CacheLayerMixin):
         assert keys is not None
         assert values is not None
         self.keys, self.values = keys, values
-        # Numbers of their own: asking a pool for its shape would leave nodes in a graph, for its pages may be any number.
+        # Numbers of their own: asking a pool whose number of pages is open for its shape would leave nodes in a graph.
         _, self.groups, self.page_size, self.head_dim = keys.shape
         self.places, self.is_first, self.is_sliding = places, is_first, is_sliding
         self.is_initialized = True

@@ -43,7 +43,7 @@ def test_reference_computes_the_formula(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_provider_is_as_accurate_as_the_reference(case: Case, dtype: torch.dtype) -> None:
     op, args = OPS[case.op], case.build(dtype)
-    for provider in op.providers:
+    for provider in (p for p in op.providers if p.device == "cpu"):  # where the cases are
         usable(provider, args)
         found, eager = results(op, provider.fn, args), results(op, op.reference, args)
         truths = as_tuple(FORMULAS[case.op](*args))
