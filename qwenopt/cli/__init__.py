@@ -1,4 +1,4 @@
-"""The `qwenopt` command: demo, doctor, explain, generate, bench and plan. Only a command that runs loads torch."""
+"""The `qwenopt` command: demo, doctor, explain, generate, bench, calibrate and plan. Only a command that runs loads torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from qwenopt import __version__
-from qwenopt.cli import bench, demo, doctor, explain, generate, plan
+from qwenopt.cli import bench, calibrate, demo, doctor, explain, generate, plan
 from qwenopt.errors import QwenoptError
 
 
@@ -30,6 +30,7 @@ COMMANDS = (
     Command("explain", "report what is rewritten in a model, what is not and why", explain.add_arguments, explain.run),
     Command("generate", "stream one reply of a compiled model", generate.add_arguments, generate.run),
     Command("bench", "run the benchmark suite of a source tree", bench.add_arguments, bench.run),
+    Command("calibrate", "measure accuracy against thinking tokens", calibrate.add_arguments, calibrate.run),
     Command("plan", "print the code that runs in place of a model's graph", plan.add_arguments, plan.run),
 )
 

@@ -21,7 +21,7 @@ from qwenopt.runtime.paged_cache import PagedKVCache
 from qwenopt.runtime.prompts import padded, prompts_of, stop_ids_of
 from qwenopt.runtime.sampling_defaults import sampling_of
 from qwenopt.runtime.sequences import Request
-from qwenopt.runtime.tail import Choices
+from qwenopt.runtime.tail import Choices, Probe, check_probe
 from qwenopt.runtime.thinking import ThinkingConfig, ThinkingStats
 from qwenopt.runtime.thinking_tokens import ThinkingTokens
 
@@ -49,6 +49,7 @@ def generate(
     *,
     max_new_tokens: int,
     thinking: Any = None,
+    probe: Probe | None = None,
     cache: PagedKVCache | None = None,
     streamer: Any = None,
     seed: int | None = None,
@@ -66,6 +67,7 @@ def generate(
     input_ids: int64 [B, S] with attention_mask [B, S] for padding (either side), or a list of prompts of any lengths.
     thinking: a ThinkingConfig, a budget, a dict by the names of any engine, or a list of one of these for each prompt;
     `tokenizer`, whose ids it goes by, must be given then (or a ThinkingTokens made from it).
+    probe: from hidden states [R, N] to a score [R], which a ProbeRule in `thinking` goes by; else it is not called.
     cache: a PagedKVCache to use and leave filled for the next call (default: one of the right size, for this call).
     Sampling that is not given is the model's `generation_config`; temperature 0 is greedy. eos_token_id: what ends a
     reply (default: the `generation_config`'s; an empty tuple: nothing). streamer: an object with `put` and `end` as
@@ -85,7 +87,9 @@ def generate(
     cache = cache or _cache_for(model, requests)
     cache.check_model(model)
     lines = min(lines_for(len(requests)), len(cache.places.block_table))
-    choices = Choices(sampling, configs, tokens, lines, model.config.vocab_size, cache.device)
+    if probe is not None:
+        check_probe(probe, model, lines)
+    choices = Choices(sampling, configs, tokens, lines, model.config.vocab_size, cache.device, probe)
     emit = _emitter(streamer, len(prompts), input_ids)
     loop = Loop(model, cache, requests, choices, lines, stop_ids, prefill_tokens, options or {}, emit)
     loop.run(start)

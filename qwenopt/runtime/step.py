@@ -25,15 +25,21 @@ def packed_step(model: nn.Module, batch: PackedBatch, tail: nn.Module, emit: Ten
     emit (bool [rows]): the rows that are at the end of what is known of them; what the others get means nothing.
     """
     places = batch.places
-    logits = model.forward(
-        input_ids=places.ids[None],
-        position_ids=places.positions[None],
-        attention_mask=batch.masks(),
-        past_key_values=batch,
-        use_cache=True,
-        logits_to_keep=0 if batch.one_each else places.last,
-    ).logits
-    out.copy_(tail(logits[0], emit))
+    given: dict[str, Any] = {
+        "input_ids": places.ids[None],
+        "position_ids": places.positions[None],
+        "attention_mask": batch.masks(),
+        "past_key_values": batch,
+        "use_cache": True,
+    }
+    if not tail.reads_hidden:
+        logits = model.forward(**given, logits_to_keep=0 if batch.one_each else places.last).logits
+        out.copy_(tail(logits[0], emit))
+        return
+    # What the model's own forward does, taken apart: it returns what lm_head is given only with that of every layer.
+    hidden = model.model(**given).last_hidden_state[0]
+    hidden = hidden if batch.one_each else hidden[places.last]
+    out.copy_(tail(model.lm_head(hidden), emit, hidden))
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +17,31 @@ from qwenopt.runtime.thinking_replay import take_forced
 from qwenopt.runtime.thinking_state import ThinkingState
 from qwenopt.runtime.thinking_tokens import ThinkingTokens
 
+Probe = Callable[[Tensor], Tensor]
 _SIGNALS = {MarginRule: "margin", EntropyRule: "entropy"}
 
 
 class Tail(nn.Module):
-    """`tail(logits [R, V], emit bool [R]) -> ids int64 [R]`: draw a token for each row, by its own settings.
+    """`tail(logits [R, V], emit bool [R], hidden [R, N]) -> ids int64 [R]`: draw a token for each row, by its own
+    settings.
 
     With `thinking`, what the rows think is kept within its bounds. Rows that do not emit (their prompt is not through
-    yet, or they have ended) keep their random numbers and their state.
+    yet, or they have ended) keep their random numbers and their state. `reads_hidden` says whether `hidden`, what
+    lm_head was given, is read: by a probe. It may be left out otherwise.
     """
 
     def __init__(self, sampler: Sampler, thinking: ThinkingState | None = None) -> None:
         super().__init__()
         self.sampler, self.thinking = sampler, thinking
+        self.reads_hidden = thinking is not None and thinking.probe is not None
 
-    def forward(self, logits: Tensor, emit: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, emit: Tensor, hidden: Tensor | None = None) -> Tensor:
         """See the class."""
         if self.thinking is None:
             ids = self.sampler(logits, None, emit)
             self.sampler.observe(ids, emit)
             return ids  # type: ignore[no-any-return]
-        return self.thinking(logits, self.sampler, emit)  # type: ignore[no-any-return]
+        return self.thinking(logits, self.sampler, emit, hidden)  # type: ignore[no-any-return]
 
 
 class Choices:
@@ -50,13 +55,14 @@ class Choices:
         lines: int,
         vocab_size: int,
         device: torch.device,
+        probe: Probe | None = None,
     ) -> None:
         self.sampling, self.configs = sampling, thinking
         answers = [c.answer_sampling for c in thinking or () if c.answer_sampling is not None]
         sampler = Sampler.fitting([sampling, *answers], vocab_size, device, rows=lines)
         state = None
         if thinking is not None and tokens is not None:
-            state = _state(thinking, tokens, lines, device)
+            state = _state(thinking, tokens, lines, device, probe)
         self.tail = Tail(sampler, state)
 
     def begin(self, line: int, index: int, prompt: Iterable[int], max_new_tokens: int) -> None:
@@ -91,15 +97,44 @@ class Choices:
 
 
 def _state(
-    configs: Sequence[ThinkingConfig], tokens: ThinkingTokens, lines: int, device: torch.device
+    configs: Sequence[ThinkingConfig],
+    tokens: ThinkingTokens,
+    lines: int,
+    device: torch.device,
+    probe: Probe | None,
 ) -> ThinkingState:
     rules = {type(rule) for config in configs for rule in config.exits}
-    if ProbeRule in rules:
-        raise QwenoptError("generate: ProbeRule reads hidden states, which this loop does not hand on; use other rules")
+    if ProbeRule in rules and probe is None:
+        raise QwenoptError(
+            "generate: ProbeRule without probe=...; need the probe whose score it reads, such as a ThinkingProbe that "
+            "`qwenopt calibrate` has written"
+        )
     signals = [signal for rule, signal in _SIGNALS.items() if rule in rules]
     room = max(
         len(tokens.text("stop_text", c.stop_text)) + len(tokens.text("exit_stop_text", c.exit_stop_text))
         for c in configs
     )
     room += len(tokens.empty_block)
-    return ThinkingState(lines, tokens, signals=signals, max_forced=max(64, room), device=device)
+    return ThinkingState(
+        lines,
+        tokens,
+        signals=signals,
+        probe=probe if ProbeRule in rules else None,  # hidden states are handed on only where they are read
+        max_forced=max(64, room),
+        device=device,
+    )
+
+
+def check_probe(probe: Any, model: Any, lines: int) -> None:
+    """Raise QwenoptError unless `probe` gives a score for each of `lines` rows of the model's hidden states."""
+    size = model.config.get_text_config(decoder=True).hidden_size
+    hidden = torch.zeros(lines, size, dtype=model.dtype, device=model.device)
+    needed = f"generate: probe {type(probe).__name__}; need a function from hidden states {tuple(hidden.shape)} "
+    needed += f"{hidden.dtype} on {hidden.device} to {lines} scores"
+    try:
+        scores = probe(hidden)
+    except Exception as error:  # whatever a stranger's function raises
+        raise QwenoptError(f"{needed}; it raised {type(error).__name__}: {error}") from error
+    if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.numel() != lines:
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise QwenoptError(f"{needed} in floating point; it gave {found}")
