@@ -136,12 +136,13 @@ class Sampler(nn.Module):
         cls, params: Sequence[SamplingParams], vocab_size: int, device: Any = None, *, rows: int | None = None
     ) -> Sampler:
         """The leanest sampler that can serve these settings: one row for each, already set, or `rows` greedy ones."""
-        top = max((p.top_k or vocab_size for p in params if not p.greedy), default=1)
+        drawn = [p.top_k for p in params if not p.greedy]
+        top = max(drawn, default=1)
         penalties = any(p.penalises for p in params)
         sampler = cls(
             rows or len(params),
             greedy=all(p.greedy for p in params) and not penalties,
-            max_top_k=None if top > 1024 else top,
+            max_top_k=None if 0 in drawn or top > 1024 else top,  # 0 is the whole vocabulary, however small
             vocab_size=vocab_size if penalties else None,
             device=device,
         )

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from qwenopt.runtime.packed_batch import PackedBatch
+from qwenopt.runtime.tail import Tail
 
 
-def packed_step(model: nn.Module, batch: PackedBatch, tail: nn.Module, emit: Tensor, out: Tensor) -> None:
+def packed_step(model: Any, batch: PackedBatch, tail: Tail, emit: Tensor, out: Tensor) -> None:
     """Compute the batch's tokens and write each row's next token to `out` (int64 [rows]).
 
     emit (bool [rows]): the rows that are at the end of what is known of them; what the others get means nothing.
@@ -86,7 +87,7 @@ _COMPILED: WeakKeyDictionary[nn.Module, dict[Any, CompiledStep]] = WeakKeyDictio
 class Stepper:
     """Runs the steps of one generation: the first of each batch with all guards, the others directly."""
 
-    def __init__(self, model: nn.Module, tail: nn.Module, options: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, tail: Tail, options: Mapping[str, Any]) -> None:
         self.model, self.tail, self.options = model, tail, dict(options)
         self._direct: dict[PackedBatch, Direct] = {}
 
