@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import cases_paged
 import torch
 from torch import Tensor
 
@@ -163,11 +164,23 @@ def _linear(shape: Shape, case: Case) -> Work:
     return Work(variants, num_bytes + io_bytes, 2 * case.tokens * rows * columns)
 
 
+def _paged(build: Callable[[Shape, Case], tuple[Any, int, int]]) -> Callable[[Shape, Case], Work]:
+    """`detail` is rows x keys, page size and perhaps int8: `16x2048-p16`."""
+
+    def work(shape: Shape, case: Case) -> Work:
+        make, num_bytes, flops = build(shape, case)
+        return Work(_rotated(make, num_bytes), num_bytes, flops)
+
+    return work
+
+
 _BUILDERS: dict[str, Callable[[Shape, Case], Work]] = {
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
     "qk_norm_rope": _qk_norm_rope,
     "attention": _attention,
+    "kv_append": _paged(cases_paged.kv_append),
+    "paged_attention": _paged(cases_paged.paged_attention),
     "silu_mul": _silu_mul,
     "moe_route": _moe_route,
     "moe_experts": _moe_experts,
@@ -197,6 +210,15 @@ CASES = [
     Case("attention", "0.6B", 512, F32),
     Case("attention", "30B-A3B", 1, detail="L4096"),
     Case("attention", "30B-A3B", 1, detail="L16384"),
+    Case("kv_append", "0.6B", 1, detail="1x1-p16", ci=True),
+    *(Case("kv_append", "0.6B", t, detail=d) for t in (16, 512) for d in ("1x1-p16", "1x1-p256", "1x1-p16-int8")),
+    Case("paged_attention", "0.6B", 4, detail="4x512-p16", ci=True),
+    *(
+        Case("paged_attention", "0.6B", tokens, detail=f"{rows}-{pages}")
+        for tokens, rows in ((16, "16x2048"), (1, "1x32768"), (16, "ragged"))
+        for pages in ("p16", "p64", "p256", "p16-int8")
+    ),
+    *(Case("paged_attention", "0.6B", 512, detail=f"1x4096-{pages}") for pages in ("p16", "p64", "p256", "p16-int8")),
     Case("silu_mul", "0.6B", 1, ci=True),
     Case("silu_mul", "0.6B", 512, ci=True),
     Case("silu_mul", "8B", 512),

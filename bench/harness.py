@@ -16,6 +16,7 @@ from torch import Tensor
 from qwenopt.cli.measure import seconds
 from qwenopt.ops import OPS
 from qwenopt.testing import tolerance
+from qwenopt.testing.results import results as results_of
 
 # Time for the rounds of one benchmark, eager's included, and the bounds of their number.
 BUDGET_SECONDS = 0.6
@@ -82,12 +83,13 @@ def _grouped_mm(gate_up_proj: Tensor, down_proj: Tensor) -> Callable[..., Any]:
 
 def check(op: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """A wrong kernel has no speed: as close to the truth as eager is, up to a factor of two."""
-    eager, actual = _tuple(OPS[op].reference(*args)), _tuple(fn(*args))
+    eager, actual = results_of(OPS[op], OPS[op].reference, args), results_of(OPS[op], fn, args)
     small = sum(a.numel() for a in args if isinstance(a, Tensor)) <= MAX_TRUTH_ELEMENTS
-    truth = _tuple(OPS[op].reference(*(_double(a) for a in args))) if small else eager
+    small = small and not any(isinstance(a, Tensor) and a.dtype == torch.int8 for a in args)
+    truth = results_of(OPS[op], OPS[op].reference, tuple(_double(a) for a in args)) if small else eager
     for a, e, t in zip(actual, eager, truth, strict=True):
         if not e.is_floating_point():
-            assert torch.equal(a, e), f"{op}: other indices than eager's"
+            assert torch.equal(a, e), f"{op}: other integers than eager's"
         elif small:
             tolerance.assert_as_accurate(a, e, t.double())
         else:
@@ -97,10 +99,6 @@ def check(op: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 def _double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _tuple(value: Any) -> tuple[Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def run(benchmark: Any, case: Case, name: str, limits: Limits, results: Results) -> None:

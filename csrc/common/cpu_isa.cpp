@@ -54,11 +54,12 @@ int detect() {
   constexpr uint32_t kFma = 1u << 12, kAvx = 1u << 28, kAvx2Bit = 1u << 5;
   constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
   constexpr uint32_t kVnni = 1u << 11, kBf16 = 1u << 5;
-  constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
   if ((state & kYmm) != kYmm || !all(one.c, kFma | kAvx) || !all(seven.b, kAvx2Bit)) return kGeneric;
   if ((state & kZmm) != kZmm || !all(seven.b, kF | kDq | kBw | kVl)) return kAvx2;
   if (!all(seven.c, kVnni) || !all(seven_one.a, kBf16)) return kAvx512;
-  if ((state & kTiles) != kTiles || !all(seven.d, kAmxBf16 | kAmxTile) || !leave_for_tiles()) return kAvx512Bf16;
+  if ((state & kTiles) != kTiles || !all(seven.d, kAmxBf16 | kAmxTile | kAmxInt8)) return kAvx512Bf16;
+  if (!leave_for_tiles()) return kAvx512Bf16;
   return kAmx;
 }
 #else

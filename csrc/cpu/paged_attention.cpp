@@ -14,11 +14,15 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Queries q0..q1 of batch entry b over the keys of one row of the table, for each key/value head cut into shares of
-// `each` blocks. Shares are numbered on from `first_item`; where there are several, their results lie at `partial`.
+// `each` blocks. Where there are several shares, their results lie at `partial`.
 struct QueryBlock {
   int64_t row, b, q0, q1;
   KeySpan span;
-  int64_t each, shares, first_item, partial;
+  int64_t each, shares, partial;
+  // Items of a row are numbered from `row_item` on, head by head, so that a head's keys are read by one item after the
+  // other; `before` of those of a head are of earlier blocks of the row. In a row's first block the number of its
+  // blocks and of a head's items.
+  int64_t row_item, before, row_blocks, row_shares;
 };
 
 // What follows from the sizes alone: bounds of what the positions may ask for.
@@ -83,10 +87,15 @@ struct PagedAttentionStep {
     return std::min(std::max<int64_t>(q_starts[r + 1], begin), args.S);
   }
 
+  // The last queries first: they see the most keys, and what is left at the end should be short.
   void cut(int64_t row, int64_t b, int64_t q0, int64_t q1, QueryBlock* list, int64_t* count) const {
     if (q1 <= q0) return;
     const int64_t number = ceil_div(q1 - q0, sizes.most_queries), each = ceil_div(q1 - q0, number);
-    for (; q0 < q1; q0 += each) list[(*count)++] = {row, b, q0, std::min(q0 + each, q1), {0, 0}, 0, 1, 0, -1};
+    QueryBlock* first = list + *count;
+    for (int64_t end = q1; end > q0; end -= each) {
+      list[(*count)++] = {row, b, std::max(end - each, q0), end, {0, 0}, 0, 1, -1, 0, 0, 0, 0};
+    }
+    first->row_blocks = list + *count - first;
   }
 
   // The query blocks in the order of the rows. Every member makes the list for itself: it is short, and nobody waits.
@@ -127,7 +136,6 @@ struct PagedAttentionStep {
     for (int64_t i = 0; i < count; ++i) {
       QueryBlock& block = list[i];
       const int64_t blocks = blocks_of(block.span), cost = cost_of(block);
-      block.first_item = items;
       if (cost > 0 && sizes.most_partials > 0) {
         const int64_t even = std::min(ceil_div(cost * kEvenItemsPerThread * threads, total), blocks / kEvenShareBlocks);
         const int64_t few = std::min(ceil_div(cost * kItemsPerThread * threads, total), blocks / kMinShareBlocks);
@@ -141,7 +149,14 @@ struct PagedAttentionStep {
         block.partial = partials;
         partials += block.shares * args.G;
       }
-      items += block.shares * args.G;
+    }
+    for (int64_t i = 0; i < count; i += list[i].row_blocks) {
+      for (int64_t n = 0; n < list[i].row_blocks; ++n) {
+        list[i + n].before = list[i].row_shares;
+        list[i].row_shares += list[i + n].shares;
+      }
+      list[i].row_item = items;
+      items += list[i].row_shares * args.G;
     }
     return items;
   }
@@ -192,17 +207,19 @@ struct PagedAttentionStep {
     float* partial;
   };
 
-  // The next item, or false. Numbers only grow, so each member walks along its list.
-  bool take(const QueryBlock** at, int64_t items, Share* share) {
+  // The next item, or false. Numbers only grow, so each member walks along the rows of its list.
+  bool take(const QueryBlock** row, int64_t items, Share* share) {
     const int64_t item = counter.take();
     if (item >= items) return false;
-    while (item >= (*at)->first_item + (*at)->shares * args.G) ++*at;
-    const QueryBlock& block = **at;
-    const int64_t g = (item - block.first_item) / block.shares, part = (item - block.first_item) % block.shares;
-    *share = {&block, g, {0, 0}, block.shares > 1 ? partial_of(block, g, part) : nullptr};
-    if (block.span.last > block.span.first) {
-      const int64_t first = (block.span.first / kKeyBlock + part * block.each) * kKeyBlock;
-      share->keys = {first, std::min(first + block.each * kKeyBlock, block.span.last)};
+    while (item >= (*row)->row_item + (*row)->row_shares * args.G) *row += (*row)->row_blocks;
+    const int64_t in_row = item - (*row)->row_item, g = in_row / (*row)->row_shares, at = in_row % (*row)->row_shares;
+    const QueryBlock* block = *row;
+    while (at >= block->before + block->shares) ++block;
+    const int64_t part = at - block->before;
+    *share = {block, g, {0, 0}, block->shares > 1 ? partial_of(*block, g, part) : nullptr};
+    if (block->span.last > block->span.first) {
+      const int64_t first = (block->span.first / kKeyBlock + part * block->each) * kKeyBlock;
+      share->keys = {first, std::min(first + block->each * kKeyBlock, block->span.last)};
     }
     return true;
   }

@@ -33,7 +33,7 @@ def check_pools(op: str, k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None,
     for scale in scales:
         torch._check(
             scale.shape == k_pool.shape[:3] and scale.dtype == torch.float32,
-            lambda scale=scale: (  # type: ignore[misc]
+            lambda scale=scale: (
                 f"{op}: scale {tuple(scale.shape)} {scale.dtype}; "
                 f"need (pages, G, page_size) = {tuple(k_pool.shape[:3])} torch.float32"
             ),

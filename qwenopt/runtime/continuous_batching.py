@@ -22,8 +22,8 @@ a CPU, with 5.1, 5.2, 5.5, 5.8, 5.10, 5.13, 5.17 to 5.20, 5.21, 5.23 and 5.24:
 * from 5.20: `paged|eager`, `sdpa`, or a name that holds `flash`; a leading `paged|` is cut off. Hence the odd `NAME`.
   `set_attn_implementation` would look for a library of that name, so it is the config that is set.
 * from 5.10: `read_index` is empty when no sequence has a past; from 5.18: one tensor of bytes for all layers.
-* no release gives a block table to an attention function but flash attention's, on GPUs; so ours is derived.
-* `transformers serve` takes names from a fixed list (since 5.5); `serve` below switches its model after loading.
+* none gives a block table to attention other than flash attention on GPUs, so ours is derived; `transformers serve`
+  takes names from a fixed list (from 5.5), so `serve` below switches its model after loading.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def serve(model: str, *, compile: bool = True, **options: Any) -> Any:
     from transformers.cli.serve import Serve
 
     # Loaded before the first request, and switched before its manager exists, which is made at the first request.
-    server = Serve(model, continuous_batching=True, non_blocking=True, **options)  # type: ignore[call-arg]
+    server = Serve(model, continuous_batching=True, non_blocking=True, **options)
     (loaded,) = server._model_manager.loaded_models.values()
     use_continuous_batching(loaded.model)
     if compile:
@@ -185,7 +185,7 @@ def _check_model(model: Any) -> None:
 
     if int(re.match(r"\d+", transformers.__version__)[0]) != 5:  # type: ignore[index]
         refuse(f"transformers {transformers.__version__}", "needed a release of transformers 5")
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
     if kind not in _MODEL_TYPES or not hasattr(model, "generate_batch"):
         refuse(f"{type(model).__name__} of type {kind!r}", f"needed a causal model of type {' or '.join(_MODEL_TYPES)}")
@@ -276,12 +276,12 @@ def _for_one_graph(kept: dict[str, Any], step: PagedStep) -> tuple[dict[str, Any
         return x
 
     # All pools share one memory. Without kernels the graph goes to Inductor, which cannot take such inputs in any size.
-    kernels = any(p.device == step.slots.device.type and p.available() is None for p in PAGED_ATTENTION.providers)
+    k_pool, v_pool = step.k_pools[0], step.v_pools[0]
+    q = k_pool.new_empty(1, *k_pool.shape[1:])
+    read = (q, k_pool, v_pool, None, None, step.block_table, step.q_starts, step.q_positions, None, 0, 1.0)
+    kernel = PAGED_ATTENTION.choose(read).provider is not None
     for pool in (*step.k_pools, *step.v_pools):
-        if kernels:
-            torch._dynamo.maybe_mark_dynamic(pool, 0)
-        else:
-            torch._dynamo.mark_static(pool)
+        (torch._dynamo.maybe_mark_dynamic if kernel else torch._dynamo.mark_static)(pool, 0)
     rows = max(0, 2 - step.block_table.shape[0])
     return {name: general(value) if isinstance(value, Tensor) else value for name, value in kept.items()}, replace(
         step,

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from qwenopt import native
+from qwenopt.testing.paged import empty_pools, in_pages
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="maps memory as Linux does")
 PAGE = mmap.PAGESIZE
@@ -109,10 +110,16 @@ def guarded(kernels, isa, pages):
     return made
 
 
+def place_all(pages, value):
+    if isinstance(value, tuple):
+        return tuple(place_all(pages, v) for v in value)
+    return pages.place(value) if isinstance(value, torch.Tensor) else value
+
+
 def run(kernels, check, isa, pages, name, *args):
     """Results between guard pages have the bits of results in plain memory."""
     plain = getattr(kernels.on(isa), name)(*args)
-    placed = [pages.place(a) if isinstance(a, torch.Tensor) else a for a in args]
+    placed = place_all(pages, args)
     found = getattr(guarded(kernels, isa, pages), name)(*placed)
     for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (found, plain)), strict=True):
         check.same_bits(a, b)
@@ -180,6 +187,52 @@ def test_attention(kernels, check, isa, dtype, pages, shape, kind):
     mask = None if kind is None else (torch.rand(b, 1, s, length) > 0.3).to(kind)
     positions = torch.arange(s) + length - s if kind is None else None
     run(kernels, check, isa, pages, "attention", q, k, v, mask, positions)
+
+
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize(
+    ("lengths", "queries", "heads", "d", "page_size"),
+    [([1], [1], 1, 2, 16), ([65, 16], [1, 0], 4, 34, 16), ([300], [1], 2, 128, 64), ([63, 5], [9, 2], 4, 18, 48),
+     ([130], [20], 6, 66, 16), ([129, 40], [33, 4], 4, 32, 256), ([31], [17], 8, 250, 32)],
+    ids=str,
+)  # fmt: skip
+def test_paged_attention(kernels, check, isa, dtype, pages, lengths, queries, heads, d, page_size, coded):
+    keys, values = ([check.randn(min(heads, 2), n, d, dtype=dtype) for n in lengths] for _ in range(2))
+    rows = in_pages(keys, values, page_size, coded)
+    q = check.randn(1, heads, sum(queries) + 1, d, dtype=dtype)
+    starts = torch.tensor([0, *queries]).cumsum(0).to(torch.int32)
+    positions = torch.cat([torch.arange(n - s, n) for n, s in zip(lengths, queries, strict=True)] + [torch.zeros(1)])
+    args = (q, rows.pools, rows.table, starts, positions.long())
+    run(kernels, check, isa, pages, "paged_attention", *args)
+    run(kernels, check, isa, pages, "paged_attention", *args, None, 20)
+    rows.table.fill_(2**31 - 1)  # pages that do not exist
+    run(kernels, check, isa, pages, "paged_attention", *args)
+
+
+@pytest.mark.parametrize("queries", [1, 9])
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.bfloat16], ids=str)
+def test_paged_attention_with_a_mask(kernels, check, isa, dtype, pages, queries, kind):
+    keys, values = ([check.randn(2, 70, 36, dtype=dtype) for _ in range(2)] for _ in range(2))
+    rows = in_pages(keys, values, 16)
+    q = check.randn(2, 4, queries, 36, dtype=dtype)
+    seen = torch.rand(2, 1, queries, rows.table.shape[1] * 16) > 0.3
+    seen[..., 70:] = False
+    mask = seen if kind == torch.bool else torch.zeros(seen.shape).masked_fill(~seen, -torch.inf).to(kind)
+    run(kernels, check, isa, pages, "paged_attention", q, rows.pools, rows.table, None, None, mask)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("d", [1, 2, 15, 17, 33, 64])
+def test_kv_append(kernels, check, isa, dtype, pages, kind, d):
+    k, v = (check.randn(1, 2, 4, d, dtype=dtype) for _ in range(2))
+    slots = torch.tensor([15, 0, -1, 31])
+    plain = empty_pools(2, 2, 16, d, kind if kind != torch.int8 else dtype, kind == torch.int8)
+    placed = place_all(pages, plain)
+    kernels.on(isa).kv_append(plain, k, v, slots)
+    guarded(kernels, isa, pages).kv_append(placed, *place_all(pages, (k, v, slots)))
+    for a, b in zip(placed, plain, strict=True):
+        assert a is b is None or torch.equal(a.nan_to_num(), b.nan_to_num())
+    pages.check()
 
 
 def test_a_step_past_the_end_is_caught(kernels, check, pages):

@@ -77,11 +77,12 @@ def test_long_rows_are_cut(kernels, check, isa, dtype, threads, coded):
 
 @pytest.mark.parametrize("window", [1, 7, 16, 64, 100, 1000])
 @pytest.mark.parametrize("queries", [1, 5, 40])
-def test_window(kernels, check, isa, dtype, queries, window):
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "int8"])
+def test_window(kernels, check, isa, dtype, queries, window, coded):
     """Keys behind the window were never written, and their pages are gone."""
     lengths = [450, 64, 129]
     hidden = [max(n - queries + 1 - window, 0) for n in lengths]
-    rows = random_rows(check, lengths, 2, 64, dtype, 16, hidden=hidden)
+    rows = random_rows(check, lengths, 2, 64, dtype, 16, coded, hidden)
     q, starts, positions = packed_queries(check, rows, [queries] * 3, 4, dtype)
     compare_packed(kernels.on(isa), check, rows, q, starts, positions, window)
 
@@ -166,6 +167,35 @@ def test_batch_with_random_masks(kernels, check, isa, dtype, heads):
     out = compare_batch(kernels.on(isa), check, rows, q, None, mask)
     assert (out[1, :, 1] == 0).all()
     compare_batch(kernels.on(isa), check, rows, q, torch.tensor([600, 900, 1299]), mask, window=500)
+
+
+@pytest.mark.parametrize("group", [1, 4, 9])
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "int8"])
+def test_nan_in_what_is_seen_shows(kernels, check, isa, dtype, group, coded):
+    rows = random_rows(check, [200], 1, 64, dtype, 16, coded)
+    q, starts, positions = packed_queries(check, rows, [1], group, dtype)
+    made = kernels.on(isa)
+
+    def poisoned(which, at=150):
+        pools = [None if t is None else t.clone() for t in rows.pools]
+        pool = pools[which + 2] if coded else pools[which]
+        pool[int(rows.table[0, at // 16]), 0, at % 16] = torch.nan
+        return made.paged_attention(q, pools, rows.table, starts, positions)
+
+    assert poisoned(0).isnan().all()
+    assert poisoned(1).isnan().all()
+    assert not made.paged_attention(q, rows.pools, rows.table, starts, positions).isnan().any()
+
+
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "int8"])
+def test_scores_that_grow_from_block_to_block(kernels, check, isa, dtype, coded):
+    """The maximum moves in every block, and what was summed before is scaled down; values of very different sizes."""
+    q = check.randn(1, 1, 4, 64, dtype=dtype).transpose(1, 2)
+    keys = [check.randn(1, 700, 64, dtype=dtype) + q[0, 0] * torch.arange(700).div(700).view(1, 700, 1).to(dtype)]
+    values = [check.randn(1, 700, 64, dtype=dtype) * torch.logspace(-3, 3, 700).view(1, 700, 1).to(dtype)]
+    rows = in_pages(keys, values, 16, coded)
+    starts, positions = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([699])
+    compare_packed(kernels.on(isa), check, rows, q, starts, positions)
 
 
 def test_queries_that_see_nothing(kernels, check, isa, dtype):

