@@ -52,12 +52,12 @@ class Direct:
 
 
 class CompiledStep:
-    """`packed_step` compiled by this backend for one shape of batch."""
+    """`packed_step` compiled by this backend for one shape of batch and one kind of tail."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
         self._direct = Direct()
-        # A code object of its own: Dynamo counts recompilations by code object, and there is a graph for each shape.
+        # A code object of its own: Dynamo counts recompilations by code object and refuses a ninth graph of one.
         code = packed_step.__code__.replace()
         step = types.FunctionType(code, packed_step.__globals__, packed_step.__name__)
         self._compiled = torch.compile(step, backend=self._backend, fullgraph=True)
@@ -104,6 +104,7 @@ class Stepper:
     def _compiled(self, batch: PackedBatch) -> CompiledStep:
         known = _COMPILED.setdefault(self.model, {})
         shape = (batch.num_rows, 0 if batch.dynamic else batch.num_tokens, repr(sorted(self.options.items())))
-        if shape not in known:
-            known[shape] = CompiledStep(self.options)
-        return known[shape]
+        key = (*shape, self.tail.kind)
+        if key not in known:
+            known[key] = CompiledStep(self.options)
+        return known[key]

@@ -16,7 +16,6 @@ from qwenopt.runtime.paged_cache import PagedKVCache
 
 STEPS = 160
 GENERATIONS, AT_ONCE, LARGEST = 10_000, 64, 48
-CLOSING = 28  # tokens in which the closing text fits, whenever it begins
 SLACK = 3  # tokens that a character may lack when the budget is spent
 
 
@@ -71,8 +70,9 @@ def test_t01_ten_thousand_budgets_hold(tokens: Any, tokenizer: Any) -> None:
     Counted from the ids, not by the state's own word: what stands between the marker and the closing text.
     """
     model, rng = demo_model("dense", torch.float32)[0], random.Random(0)
-    asked = prompts(tokenizer, 200)
-    room = -(-(max(map(len, asked)) + LARGEST + CLOSING + 1) // 32)
+    asked, closing = prompts(tokenizer, 200), tokens.texts["qwen3"]
+    new = LARGEST + SLACK + len(closing)
+    room = -(-(max(map(len, asked)) + 1 + new) // 32)
     cache = PagedKVCache(
         model.config, max_batch_size=AT_ONCE, num_pages=room * AT_ONCE, page_size=32, dtype=model.dtype,
         max_length=room * 32,
@@ -84,12 +84,12 @@ def test_t01_ten_thousand_budgets_hold(tokens: Any, tokenizer: Any) -> None:
         bounds = [rng.choice(["none", "utf8", "sentence", "newline", "paragraph"]) for _ in budgets]
         configs = [qwenopt.ThinkingConfig(n, boundary=b) for n, b in zip(budgets, bounds, strict=True)]
         out = qwenopt.generate(
-            model, [asked[i % len(asked)] + [tokens.start] for i in range(count)], max_new_tokens=LARGEST + CLOSING,
+            model, [asked[i % len(asked)] + [tokens.start] for i in range(count)], max_new_tokens=new,
             thinking=configs, tokenizer=tokens, cache=cache, seed=seed, temperature=temperature, top_k=0, top_p=1.0,
         )  # fmt: skip
         for budget, bound, reply, stats in zip(budgets, bounds, out.replies, out.thinking, strict=True):
             end = min(reply.index(i) for i in (tokens.end, tokens.tool) if i in reply)  # a tool call ends it as well
-            text = len(tokens.texts["qwen3"]) - 2 if stats.reason == "budget" else 0  # what of it is before its marker
+            text = closing.index(tokens.end) if stats.reason == "budget" else 0  # what of it is before its marker
             extra = end - text - budget
             assert extra <= (0 if bound == "none" else SLACK), (budget, bound, stats)
             over[max(extra, 0)] += 1
