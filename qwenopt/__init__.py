@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qwenopt.runtime.hf_generate import hf_generate
     from qwenopt.runtime.paged_cache import PagedKVCache
     from qwenopt.runtime.thinking import ThinkingConfig, ThinkingStats
+    from qwenopt.runtime.thinking_probe import ThinkingProbe
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "PagedKVCache",
     "Report",
     "ThinkingConfig",
+    "ThinkingProbe",
     "ThinkingStats",
     "__version__",
     "compile",
@@ -39,6 +41,7 @@ _HOME = {
     "PagedKVCache": "qwenopt.runtime.paged_cache",
     "Report": "qwenopt.report",
     "ThinkingConfig": "qwenopt.runtime.thinking",
+    "ThinkingProbe": "qwenopt.runtime.thinking_probe",
     "ThinkingStats": "qwenopt.runtime.thinking",
     "compile": "qwenopt.api",
     "demo_model": "qwenopt.demo.load",

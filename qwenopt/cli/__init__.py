@@ -1,4 +1,4 @@
-"""The `qwenopt` command: demo, doctor, explain, generate, bench, calibrate and plan. Only a command that runs loads torch."""
+"""The `qwenopt` command: one module of this package for each of its commands. Only a command that runs loads torch."""
 
 from __future__ import annotations
 

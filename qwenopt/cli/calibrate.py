@@ -27,12 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--questions", type=Path, metavar="FILE", help='JSON lines {"question": ..., "answer": ...} (demo models: own)'
     )
     parser.add_argument("--answer-pattern", metavar="REGEX", help="finds the answer in a reply to a question of a file")
-    number = {"type": arguments.positive, "metavar": "N"}
+    number: dict[str, Any] = {"type": arguments.positive, "metavar": "N"}
     parser.add_argument("--num-questions", **number, help="measure on so many (default: all; demo models: 200)")
     parser.add_argument("--probe-questions", **number, help="others, to fit the probe to (default: half; demo: 200)")
     parser.add_argument("--rules", nargs="*", choices=curves.RULES, default=list(curves.RULES), help="default: all")
     parser.add_argument(
-        "--budgets", nargs="+", type=arguments.not_negative, metavar="N", help="default: 12, up to what is mostly thought"
+        "--budgets",
+        nargs="+",
+        type=arguments.not_negative,
+        metavar="N",
+        help="default: 12, up to what is mostly thought",
     )
     for rule in curves.RULES:
         parser.add_argument(f"--{rule}", nargs="+", type=float, metavar="T", help=f"thresholds of the {rule} rule")
@@ -121,7 +125,7 @@ def _questions(args: argparse.Namespace) -> tuple[list[questions.Question], list
 def _check_thresholds(args: argparse.Namespace) -> None:
     """Raise, before any work is done, for a threshold that its rule does not take."""
     for rule in args.rules:
-        for threshold in getattr(args, rule) or ():
+        for threshold in getattr(args, rule) or curves.THRESHOLDS[rule]:
             if rule == "loop" and threshold != int(threshold):
                 raise QwenoptError(f"--loop {threshold}; needed: whole numbers, how often a loop must be seen")
             try:
@@ -192,6 +196,7 @@ def _print(points: list[Point], best: dict[str, Any]) -> None:
             print(f"  {rule}: no setting")
             continue
         print(
-            f"  {rule} {entry['threshold']:g}: {entry['accuracy']:.1%} right (unlimited {entry['unlimited_accuracy']:.1%}), "
-            f"{entry['thinking_tokens']:.1f} thinking tokens ({entry['saved']:.0%} fewer)"
+            f"  {rule} {entry['threshold']:g}: {entry['accuracy']:.1%} right, unlimited "
+            f"{entry['unlimited_accuracy']:.1%}; {entry['thinking_tokens']:.1f} thinking tokens, "
+            f"{entry['saved']:.0%} fewer"
         )

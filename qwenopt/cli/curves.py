@@ -161,8 +161,8 @@ def measure(
 def choose(points: Sequence[Point], unlimited: Point, tolerance: float = TOLERANCE) -> dict[str, Any] | None:
     """Of one rule's points, the one that thinks least at an accuracy no more than `tolerance` below unlimited.
 
-    It is chosen on every other question, and its figures are those of the remaining ones, so that they are not flattered
-    by the choice. None where no point is good enough.
+    It is chosen on every other question, and its figures are those of the remaining ones, so that the choice does not
+    flatter them. None where no point is good enough.
     """
 
     def mean(values: Sequence[float], part: int) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from qwenopt.errors import QwenoptError
 from qwenopt.runtime.generate import GenerateOutput, generate
 from qwenopt.runtime.paged_cache import PagedKVCache
+from qwenopt.runtime.tail import Probe
 
 # transformers' names of what the sampler does itself, from the generation_config.
 _SAMPLED = frozenset(
@@ -39,12 +40,13 @@ def hf_generate(
     generation_config: Any = None,
     thinking: Any = None,
     thinking_tokenizer: Any = None,
+    probe: Probe | None = None,
     on_token: Callable[[int, int], object] | None = None,
     seed: int | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateOutput:
-    """What transformers calls; `thinking`, `thinking_tokenizer` (`tokenizer` is not handed on), `on_token` (called with
-    the prompt's number and the token) and `seed` are given to `model.generate` beside its own arguments.
+    """What transformers calls; `thinking`, `thinking_tokenizer` (`tokenizer` is not handed on), `probe`, `on_token`
+    (called with the prompt's number and the token) and `seed` are given to `model.generate` beside its own arguments.
 
     Returns sequences int64 [B, S + reply], or all of GenerateOutput under `return_dict_in_generate`.
     `past_key_values` may be a PagedKVCache. Raises QwenoptError for beams, scores, processors and criteria that this
@@ -70,6 +72,7 @@ def hf_generate(
         max_new_tokens=config.max_length - input_ids.shape[1],
         thinking=thinking,
         tokenizer=thinking_tokenizer,
+        probe=probe,
         cache=cache if isinstance(cache, PagedKVCache) else None,
         streamer=on_token,
         seed=seed,

@@ -135,13 +135,17 @@ class Sampler(nn.Module):
     def fitting(
         cls, params: Sequence[SamplingParams], vocab_size: int, device: Any = None, *, rows: int | None = None
     ) -> Sampler:
-        """The leanest sampler that can serve these settings: one row for each, already set, or `rows` greedy ones."""
-        top = max((p.top_k or vocab_size for p in params if not p.greedy), default=1)
+        """A lean sampler that can serve these settings: one row for each, already set, or `rows` greedy ones.
+
+        Its max_top_k is a power of two, so that settings of all kinds have few graphs.
+        """
+        drawn = [p.top_k for p in params if not p.greedy]
+        top = 1 << (max(drawn, default=1) - 1).bit_length() if 0 not in drawn else 0
         penalties = any(p.penalises for p in params)
         sampler = cls(
             rows or len(params),
             greedy=all(p.greedy for p in params) and not penalties,
-            max_top_k=None if top > 1024 else top,
+            max_top_k=top if 1 <= top <= 1024 else None,  # 0 is the whole vocabulary, however small
             vocab_size=vocab_size if penalties else None,
             device=device,
         )

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from qwenopt.runtime.packed_batch import PackedBatch
+from qwenopt.runtime.tail import Tail
 
 
-def packed_step(model: nn.Module, batch: PackedBatch, tail: nn.Module, emit: Tensor, out: Tensor) -> None:
+def packed_step(model: Any, batch: PackedBatch, tail: Tail, emit: Tensor, out: Tensor) -> None:
     """Compute the batch's tokens and write each row's next token to `out` (int64 [rows]).
 
     emit (bool [rows]): the rows that are at the end of what is known of them; what the others get means nothing.
@@ -51,12 +52,12 @@ class Direct:
 
 
 class CompiledStep:
-    """`packed_step` compiled by this backend for one shape of batch."""
+    """`packed_step` compiled by this backend for one shape of batch and one kind of tail."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
         self._direct = Direct()
-        # A code object of its own: Dynamo counts recompilations by code object, and there is a graph for each shape.
+        # A code object of its own: Dynamo counts recompilations by code object and refuses a ninth graph of one.
         code = packed_step.__code__.replace()
         step = types.FunctionType(code, packed_step.__globals__, packed_step.__name__)
         self._compiled = torch.compile(step, backend=self._backend, fullgraph=True)
@@ -86,7 +87,7 @@ _COMPILED: WeakKeyDictionary[nn.Module, dict[Any, CompiledStep]] = WeakKeyDictio
 class Stepper:
     """Runs the steps of one generation: the first of each batch with all guards, the others directly."""
 
-    def __init__(self, model: nn.Module, tail: nn.Module, options: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, tail: Tail, options: Mapping[str, Any]) -> None:
         self.model, self.tail, self.options = model, tail, dict(options)
         self._direct: dict[PackedBatch, Direct] = {}
 
@@ -103,6 +104,7 @@ class Stepper:
     def _compiled(self, batch: PackedBatch) -> CompiledStep:
         known = _COMPILED.setdefault(self.model, {})
         shape = (batch.num_rows, 0 if batch.dynamic else batch.num_tokens, repr(sorted(self.options.items())))
-        if shape not in known:
-            known[shape] = CompiledStep(self.options)
-        return known[shape]
+        key = (*shape, self.tail.kind)
+        if key not in known:
+            known[key] = CompiledStep(self.options)
+        return known[key]

@@ -35,6 +35,12 @@ class Tail(nn.Module):
         self.sampler, self.thinking = sampler, thinking
         self.reads_hidden = thinking is not None and thinking.probe is not None
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What the graph of this tail depends on: tails of one kind share theirs."""
+        reads = None if self.thinking is None else (self.thinking.max_forced, *sorted(self.thinking.reads))
+        return self.sampler.greedy, self.sampler.penalties, self.sampler.max_top_k, reads
+
     def forward(self, logits: Tensor, emit: Tensor, hidden: Tensor | None = None) -> Tensor:
         """See the class."""
         if self.thinking is None:

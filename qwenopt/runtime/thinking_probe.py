@@ -55,7 +55,7 @@ class ThinkingProbe(nn.Module):
             probe.load_state_dict(weights)
         except Exception as error:  # safetensors, a missing file, a missing weight and a wrong shape each raise another
             raise QwenoptError(
-                f"{path} is no probe: {error}; needed: a file that ThinkingProbe.save or `qwenopt calibrate` has written"
+                f"{path} is no probe: {error}; needed: a file that ThinkingProbe.save or `qwenopt calibrate` wrote"
             ) from error
         return probe
 

@@ -198,6 +198,17 @@ def test_seeded_rows_draw_alike_in_any_company() -> None:
     assert together[0] == alone[0] != other[0]
 
 
+@pytest.mark.slow
+def test_any_number_of_kinds_of_sampling_in_turn(graphs: Any) -> None:
+    """Each kind has graphs of its own; Dynamo refuses a ninth recompilation of one function, here the first."""
+    model, kinds = tiny_model("0.6B"), (0, 1, 3, 4, 20)
+    how: dict[str, Any] = {"temperature": 1.0, "seed": 7, "eos_token_id": (), "max_new_tokens": 3}
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for top_k in kinds:
+            qwenopt.generate(model, [[1, 2, 3]], top_k=top_k, **how)
+    assert graphs() == 2 * (len(kinds) - 1)  # 3 and 4 share theirs
+
+
 def test_streaming_shows_every_token_as_it_comes() -> None:
     model = tiny_model("0.6B")
     prompts = prompts_for(model, [5, 9])

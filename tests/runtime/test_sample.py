@@ -195,6 +195,7 @@ def test_a_row_that_the_sampler_cannot_serve_is_refused() -> None:
 def test_the_leanest_sampler_is_made() -> None:
     assert Sampler.fitting([GREEDY], 99).greedy
     mixed = Sampler.fitting([SamplingParams(top_k=7), GREEDY, SamplingParams(top_k=3)], 99)
-    assert (mixed.max_top_k, mixed.penalties, mixed.rows) == (7, False, 3)
-    assert Sampler.fitting([SamplingParams()], 9999).max_top_k is None
+    assert (mixed.max_top_k, mixed.penalties, mixed.rows) == (8, False, 3)
+    for size in (99, 9999):  # top_k 0 is the whole vocabulary
+        assert Sampler.fitting([SamplingParams(), SamplingParams(top_k=7)], size).max_top_k is None
     assert Sampler.fitting([SamplingParams(0.0, presence_penalty=1)], 9).counts.shape == (1, 9)

@@ -94,6 +94,21 @@ def test_a_probe_that_no_rule_reads_changes_nothing(dense: Any, tokenizer: Any) 
     assert beside.replies[0] == plain.replies[0]
 
 
+@pytest.mark.slow
+def test_a_probe_by_way_of_transformers(dense: Any, tokenizer: Any) -> None:
+    given, probe = prompts(tokenizer, 1), probe_of(dense, 1)
+    probe.bias.fill_(10.0)  # at the first boundary
+    config = qwenopt.ThinkingConfig(exits=(RULE,))
+    ask = {"max_new_tokens": 40, "probe": probe, "thinking": config}
+    wanted = qwenopt.generate(dense, given, tokenizer=tokenizer, **ask, **GREEDY)
+    found = dense.generate(
+        torch.tensor(given), do_sample=False, return_dict_in_generate=True, custom_generate=qwenopt.hf_generate,
+        thinking_tokenizer=tokenizer, **ask,
+    )  # fmt: skip
+    assert found.replies == wanted.replies
+    assert found.thinking[0].reason == "probe"
+
+
 @pytest.mark.parametrize(
     ("probe", "text"),
     [
