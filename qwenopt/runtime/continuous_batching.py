@@ -14,7 +14,7 @@ name, and what is missing is an error that names it.
 
 **What each release of transformers 5 allows.** All pass `cache`, `read_index`, `write_index`, `cu_seq_lens_q`,
 `cu_seq_lens_k` and `position_ids` to the model, and build no mask for attention that is not eager or sdpa. Checked, on
-a CPU, with 5.1, 5.2, 5.5, 5.8, 5.10, 5.13, 5.17 to 5.20, 5.21, 5.23 and 5.24:
+a CPU, eager and compiled, with 5.1, 5.2, 5.5, 5.8, 5.10, 5.13 and 5.17 to 5.24:
 
 * 5.0: the manager cannot size its cache on a CPU; it is for GPUs only.
 * 5.1 to 5.19: any registered attention whose name holds `paged|`; one tensor for each layer's keys and one for its
