@@ -15,9 +15,13 @@ OP_NAMES = (
     "add_rms_norm",
     "qk_norm_rope",
     "attention",
+    "kv_append",
+    "paged_attention",
     "silu_mul",
     "moe_route",
     "moe_experts",
+    "budget_guard",
+    "budget_step",
     "linear",
 )
 
