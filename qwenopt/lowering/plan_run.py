@@ -127,10 +127,16 @@ def _result(array: Array, inputs: dict[Buffer, int], new: Sequence[Buffer]) -> _
 def _read_only(recording: Recording) -> set[Buffer]:
     """Inputs that no write of the plan can reach: parameters, which are written to by nobody in an inference graph."""
     return {
-        recording.values[node].buffer
-        for node in recording.inputs
-        if isinstance(getattr(node.meta.get("grapharg"), "example", None), torch.nn.Parameter)
+        recording.values[node].buffer for node in recording.inputs if isinstance(_example(node), torch.nn.Parameter)
     }
+
+
+def _example(node: Node) -> Any:
+    """What Dynamo traced this input with, or None: a later recording may find a growing cache's tensor gone by then."""
+    try:
+        return getattr(node.meta.get("grapharg"), "example", None)
+    except AssertionError:  # torch's word for a tensor that was freed
+        return None
 
 
 def _expected_strides(recording: Recording, position: dict[Node, int]) -> tuple[tuple[int, tuple[int, ...]], ...]:
