@@ -19,6 +19,7 @@ class Request:
     max_new_tokens: int
     reply: list[int] = field(default_factory=list)
     row: int | None = None
+    keys: list[bytes] = field(default_factory=list)  # names of the prompt's full pages, the last token left out
     done: int = 0  # tokens that are in the cache, or will be after the present step
 
     @property
@@ -47,6 +48,7 @@ class Schedule:
         self.lines: list[Request | None] = [None] * num_lines
         for request in requests:
             self._check_fits(request)
+            request.keys = cache.rows.keys_of(request.prompt[:-1])
 
     def _total_pages(self, request: Request) -> int:
         # The last token of a reply is never computed.
@@ -77,10 +79,9 @@ class Schedule:
         for request in list(self.waiting):
             if None not in self.lines:
                 break
-            keys = self.cache.rows.keys_of(request.prompt[:-1])
-            if self._comes_soon(keys):
+            if self._comes_soon(request.keys):
                 continue
-            if not self._has_room(request, keys):
+            if not self._has_room(request, request.keys):
                 break
             request.row = self.cache.open(request.prompt)
             request.done = self.cache.length_of(request.row)
@@ -111,7 +112,7 @@ class Schedule:
         if at >= len(keys):
             return False
         reading = (r for r in self.working if r.done < len(r.prompt) - 1)
-        return any(keys[at] in self.cache.rows.keys_of(r.prompt[:-1])[at : at + 1] for r in reading)
+        return any(keys[at] in r.keys[at : at + 1] for r in reading)
 
     def _has_room(self, request: Request, keys: Sequence[bytes]) -> bool:
         pages, found = self.cache.rows.pages, self._found(keys)
