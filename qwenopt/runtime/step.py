@@ -51,6 +51,13 @@ class Direct:
     args: tuple[Any, ...] = ()
 
 
+def _reset() -> None:
+    from torch._dynamo.backends.registry import lookup_backend
+
+    backend: Any = lookup_backend("qwenopt")
+    backend.reset()
+
+
 class CompiledStep:
     """`packed_step` compiled by this backend for one shape of batch and one kind of tail."""
 
@@ -60,7 +67,12 @@ class CompiledStep:
         # A code object of its own: Dynamo counts recompilations by code object and refuses a ninth graph of one.
         code = packed_step.__code__.replace()
         step = types.FunctionType(code, packed_step.__globals__, packed_step.__name__)
-        self._compiled = torch.compile(step, backend=self._backend, fullgraph=True)
+
+        def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+            return self._backend(gm, inputs)
+
+        backend.reset = _reset  # type: ignore[attr-defined]  # torch.compiler.reset() asks the backend that it was given
+        self._compiled = torch.compile(step, backend=backend, fullgraph=True)
 
     def _backend(self, gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         from torch._dynamo.backends.registry import lookup_backend

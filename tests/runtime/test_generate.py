@@ -119,6 +119,13 @@ def test_caches_and_batches_of_other_sizes_use_the_same_graphs(graphs: Any) -> N
     assert graphs() == 2
 
 
+def test_the_report_of_its_graphs_ends_with_a_reset() -> None:
+    qwenopt.generate(tiny_model("0.6B"), [[1, 2, 3]], max_new_tokens=2, **GREEDY)
+    assert len(qwenopt.last_report().graphs) == 2
+    torch.compiler.reset()
+    assert not qwenopt.last_report().graphs
+
+
 def test_a_common_beginning_is_computed_once_and_held_once() -> None:
     model = tiny_model("0.6B", max_position_embeddings=2048)
     (common,) = prompts_for(model, [1024])
