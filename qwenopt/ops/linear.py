@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwenopt import native
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps
+from qwenopt.ops.triton import linear as by_triton
 
 # Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: without AMX while it streams the
 # weight once; with it, in bfloat16, much longer. Decided inside the provider, not at compile time, so that one graph
@@ -94,3 +95,6 @@ def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
     lib.linear(*_operands(x, weight, bias, out, scratch), threads)
     return out
+
+
+LINEAR.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.linear)
