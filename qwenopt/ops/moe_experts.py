@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.silu_mul import silu_mul
 from qwenopt.ops.steps import Array, Steps, need_contiguous
+from qwenopt.ops.triton import moe_experts as by_triton
 
 
 def _check_shapes(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> None:
@@ -102,3 +103,6 @@ def moe_experts_cpu(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: T
     out, scratch = torch.empty_like(tensors[0]), torch.empty(size, dtype=torch.uint8)
     lib.moe_experts(*_operands(tensors, out, scratch), threads)
     return out
+
+
+MOE_EXPERTS.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.moe_experts)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qwenopt.ops.triton.linear import planned_linear
+from qwenopt.ops.triton.moe_experts import planned_experts
 from qwenopt.testing.compiled import Kernel, compiled
 
 CAPABILITIES = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
@@ -76,3 +77,60 @@ def test_few_rows_are_multiplied_by_matrix_instructions(n: int, k: int, dtype: t
     # 16 rows are half of what wgmma multiplies at least; the reading is the work here, and mma.sync keeps up with it.
     assert "mma.sync" in kernel.ptx
     assert wide_copies(kernel) >= 16
+
+
+EXPERTS = {"30B-A3B": (128, 2048, 768), "235B-A22B": (128, 4096, 1536), "30B-A3B over 8": (128, 2048, 96)}  # E, N, I
+
+
+def experts(capability: int, tokens: int, name: str = "30B-A3B", dtype: torch.dtype = BF16) -> dict[str, Kernel]:
+    num_experts, hidden, inter = EXPERTS[name]
+    x, ids, scores = weight(tokens, hidden, dtype=dtype), torch.empty(tokens, 8).long(), weight(tokens, 8, dtype=dtype)
+    shapes = ((num_experts, 2 * inter, hidden), (num_experts, hidden, inter))
+    weights = [weight(*shape, dtype=dtype) for shape in shapes]
+    found = compiled(capability, planned_experts, capability // 10, x, ids, scores, *weights)
+    return {kernel.name: kernel for kernel in found}
+
+
+@CAPABILITIES
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+@pytest.mark.parametrize("name", ["30B-A3B", "235B-A22B"])
+def test_experts_of_a_few_tokens_are_read_in_vectors(name: str, dtype: torch.dtype, capability: int) -> None:
+    found = experts(capability, 8, name, dtype)
+    assert set(found) == {"decode_gate_up_kernel", "decode_down_kernel"}
+    for kernel in found.values():
+        assert_fits(kernel, capability)
+        assert kernel.shared_bytes <= 2048
+        assert wide_loads(kernel) >= 4
+    # A wrong id stops the device, as in torch's own indexing.
+    assert "__assertfail" in found["decode_down_kernel"].ptx
+    assert "__assertfail" not in found["decode_gate_up_kernel"].ptx
+
+
+SORTED = {"count_kernel", "place_kernel", "gate_up_kernel", "down_kernel", "combine_kernel"}
+
+
+@CAPABILITIES
+@pytest.mark.parametrize("tokens", [64, 256, 1024, 4096])
+@pytest.mark.parametrize("name", ["30B-A3B", "30B-A3B over 8"])
+def test_experts_are_multiplied_by_matrix_instructions(name: str, tokens: int, capability: int) -> None:
+    found = experts(capability, tokens, name)
+    assert set(found) == SORTED
+    for kernel in found.values():
+        large = tokens == 4096 and capability == 90  # one block of the largest tile has a multiprocessor for itself
+        assert_fits(kernel, capability, {90: 227 * 1024} if large else MAX_SHARED_BYTES)
+    assert "__assertfail" in found["combine_kernel"].ptx
+    for product in ("gate_up_kernel", "down_kernel"):
+        tall = tokens >= 1024
+        assert ("wgmma.mma_async" in found[product].ptx) == (tall and capability == 90)
+        assert ("mma.sync" in found[product].ptx) == (not tall or capability == 80)
+        assert wide_copies(found[product]) >= 16
+        assert "__assertfail" not in found[product].ptx
+
+
+@CAPABILITIES
+def test_float32_experts_compile(capability: int) -> None:
+    found = experts(capability, 64, dtype=FP32)
+    assert set(found) == SORTED
+    for kernel in found.values():
+        assert_fits(kernel, capability)
+        assert "mma" not in kernel.ptx, "tensor cores would lose digits"

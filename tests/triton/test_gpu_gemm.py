@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from qwenopt.ops import LINEAR
+from qwenopt.ops import LINEAR, MOE_EXPERTS
 from qwenopt.testing.cases import Case, cases
 from qwenopt.testing.tolerance import assert_as_accurate
 
@@ -75,3 +77,60 @@ def test_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("rows", [1, 4])
 def test_linear_in_a_cuda_graph(rows: int) -> None:
     replays(LINEAR, rows_and_weight(rows, 1024, 1024, BF16), rows_and_weight(rows, 1024, 1024, BF16))
+
+
+def experts(
+    tokens: int, dtype: torch.dtype, num_experts: int = 128, top_k: int = 8, hidden: int = 512, inter: int = 384
+) -> tuple[Any, ...]:
+    indices = torch.rand(tokens, num_experts).argsort(-1)[:, :top_k].contiguous()
+    indices[torch.rand(indices.shape) < 0.05] = num_experts  # another rank's
+    gate_up = torch.randn(num_experts, 2 * inter, hidden) * hidden**-0.5
+    down = torch.randn(num_experts, hidden, inter) * inter**-0.5
+    x, weights = torch.randn(tokens, hidden), torch.rand(tokens, top_k)
+    return x.to(dtype), indices, weights.to(dtype), gate_up.to(dtype), down.to(dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("case", cases("moe_experts"), ids=str)
+def test_expert_cases(case: Case, dtype: torch.dtype) -> None:
+    check(MOE_EXPERTS, case.build(dtype))
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens", [1, 4, 8, 9, 64, 256, 1024, 2500])
+def test_experts(tokens: int, dtype: torch.dtype) -> None:
+    check(MOE_EXPERTS, experts(tokens, dtype))
+
+
+@pytest.mark.parametrize("tokens", [2, 512])
+def test_experts_of_full_size(tokens: int) -> None:
+    check(MOE_EXPERTS, experts(tokens, BF16, hidden=2048, inter=768))
+
+
+def test_all_tokens_in_one_expert() -> None:
+    x, indices, *rest = experts(700, BF16, top_k=1)
+    check(MOE_EXPERTS, (x, torch.full_like(indices, 127), *rest))
+
+
+@pytest.mark.parametrize("tokens", [4, 100, 2500])
+def test_experts_in_a_cuda_graph(tokens: int) -> None:
+    replays(MOE_EXPERTS, experts(tokens, BF16), experts(tokens, BF16))
+
+
+WRONG_ID = """
+import torch
+from qwenopt.ops import MOE_EXPERTS
+ids = torch.zeros({tokens}, 2, dtype=torch.long, device="cuda")
+ids[-1, 1] = 9
+x, scores, gate_up, down = (torch.ones(s, device="cuda") for s in (({tokens}, 64), ids.shape, (8, 64, 64), (8, 64, 32)))
+MOE_EXPERTS(x, ids, scores, gate_up, down)
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize("tokens", [1, 50])
+def test_a_wrong_id_stops_the_device(tokens: int) -> None:
+    """In a process of its own: the device is lost to it afterwards."""
+    done = subprocess.run([sys.executable, "-c", WRONG_ID.format(tokens=tokens)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "an expert id is not in 0..num_experts" in done.stdout + done.stderr
