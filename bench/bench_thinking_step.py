@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from bench_generate import random_model
 from bench_paged_cache import Paged
 
