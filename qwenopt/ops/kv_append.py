@@ -10,6 +10,7 @@ from torch import Tensor
 from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps
+from qwenopt.ops.triton import kv_append as by_triton
 
 # An int8 pool keeps one float32 scale for each token and head: `value = code * scale`, codes -127..127.
 INT8_MAX = 127
@@ -186,4 +187,4 @@ def kv_append_cpu(
     cpu.lib().kv_append(*_operands(k_pool, v_pool, k_scale, v_scale, k, v, slots), cpu.threads())
 
 
-KV_APPEND.provider("triton", "cuda", available=triton.available, accepts=triton.accepts_kv_append)(triton.kv_append)
+KV_APPEND.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.kv_append)

@@ -14,6 +14,7 @@ from qwenopt.ops.kv_append import check_pools, pools_fit
 from qwenopt.ops.kv_gather import check_table, kv_gather, paged_mask
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps
+from qwenopt.ops.triton import paged_attention as by_triton
 
 # The native kernel reads keys in runs of this many; a run lies in one page.
 PAGE_SIZE_MULTIPLE = 16
@@ -246,6 +247,6 @@ def paged_attention_cpu(
     return out.transpose(1, 2)
 
 
-PAGED_ATTENTION.provider("triton", "cuda", available=triton.available, accepts=triton.accepts_paged_attention)(
-    triton.paged_attention
+PAGED_ATTENTION.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(
+    by_triton.paged_attention
 )

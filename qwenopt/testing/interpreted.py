@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
 
@@ -36,15 +37,18 @@ def _unpack(data: bytes) -> Any:
 
 
 def _call(name: str, data: bytes) -> bytes:
-    from qwenopt.ops import triton
-
+    stem, _, function = name.partition(".")
+    provider = getattr(import_module(f"qwenopt.ops.triton.{stem}"), function or stem)
     args = _unpack(data)
-    return _pack((getattr(triton, name)(*args), args))
+    return _pack((provider(*args), args))
 
 
 @contextmanager
 def interpreter() -> Iterator[Run]:
-    """A function `run(name, *args)`: the result of `qwenopt.ops.triton.<name>(*args)`, and the arguments after it."""
+    """A function `run(name, *args)`: the result of a Triton provider, and the arguments after it.
+
+    The name is that of an op, or `op.function` for another function of the op's module in `qwenopt.ops.triton`.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare) as pool:
 
         def run(name: str, *args: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from qwenopt.ops import KV_APPEND, PAGED_ATTENTION, triton
+from qwenopt.ops.triton import kv_append, paged_attention
 from qwenopt.testing.ragged import Ragged
 
 BATCH = Ragged((37, 5), (1, 1))
@@ -54,7 +55,7 @@ def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch, why: str | None
     ids=str,
 )
 def test_attention_that_fits(changes: dict[str, Any]) -> None:
-    assert triton.accepts_paged_attention(*attention(**changes)) is None
+    assert paged_attention.accepts(*attention(**changes)) is None
 
 
 @pytest.mark.parametrize(
@@ -67,22 +68,22 @@ def test_attention_that_fits(changes: dict[str, Any]) -> None:
     ],
 )
 def test_attention_that_does_not(changes: dict[str, Any], why: str) -> None:
-    assert why in str(triton.accepts_paged_attention(*attention(**changes)))
+    assert why in str(paged_attention.accepts(*attention(**changes)))
 
 
 def test_layouts_that_do_not_fit_are_named() -> None:
     q, k, v, *rest = attention()
-    assert "q has stride" in str(triton.accepts_paged_attention(q.transpose(2, 3).contiguous().mT, k, v, *rest))
+    assert "q has stride" in str(paged_attention.accepts(q.transpose(2, 3).contiguous().mT, k, v, *rest))
     other = v.transpose(1, 2).contiguous().transpose(1, 2)
-    assert "k_pool and v_pool have strides" in str(triton.accepts_paged_attention(q, k, other, *rest))
-    assert "tensors on several devices" in str(triton.accepts_paged_attention(q.to("meta"), k, v, *rest))
+    assert "k_pool and v_pool have strides" in str(paged_attention.accepts(q, k, other, *rest))
+    assert "tensors on several devices" in str(paged_attention.accepts(q.to("meta"), k, v, *rest))
 
 
 def test_append() -> None:
-    assert triton.accepts_kv_append(*append()) is None
-    assert triton.accepts_kv_append(*append(torch.bfloat16, torch.int8, 72)) is None
-    assert "k has dtype torch.float64" in str(triton.accepts_kv_append(*append(torch.float64)))
-    assert "k_pool has dtype torch.int16" in str(triton.accepts_kv_append(*append(pool=torch.int16)))
+    assert kv_append.accepts(*append()) is None
+    assert kv_append.accepts(*append(torch.bfloat16, torch.int8, 72)) is None
+    assert "k has dtype torch.float64" in str(kv_append.accepts(*append(torch.float64)))
+    assert "k_pool has dtype torch.int16" in str(kv_append.accepts(*append(pool=torch.int16)))
 
 
 @pytest.mark.parametrize("op", [KV_APPEND, PAGED_ATTENTION], ids=lambda op: op.name)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from qwenopt.ops import triton as providers
+from qwenopt.ops.triton.kv_append import kv_append
+from qwenopt.ops.triton.paged_attention import planned_attention
 from qwenopt.testing.compiled import Kernel, compiled
 
 CAPABILITIES = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
@@ -53,7 +54,7 @@ def attention(
 
 
 def kernels(capability: int, args: tuple[Any, ...]) -> dict[str, Kernel]:
-    found = compiled(capability, providers.planned_attention, (NUM_SMS, capability // 10), *args)
+    found = compiled(capability, planned_attention, (NUM_SMS, capability // 10), *args)
     return {kernel.name: kernel for kernel in found}
 
 
@@ -153,7 +154,7 @@ def test_kv_append_compiles(pool: torch.dtype, capability: int) -> None:
     pools = [torch.zeros(2, 8, 16, 128, dtype=pool) for _ in range(2)]
     scales = [torch.zeros(2, 8, 16) if pool == torch.int8 else None for _ in range(2)]
     x = torch.zeros(1, 8, 4, 128, dtype=dtype)
-    (kernel,) = compiled(capability, providers.kv_append, *pools, *scales, x, x, torch.zeros(4).long())
+    (kernel,) = compiled(capability, kv_append, *pools, *scales, x, x, torch.zeros(4).long())
     assert_fits(kernel, capability)
     assert kernel.shared_bytes <= 1024
     # 16 bytes a thread on either side, or what 8 codes have.

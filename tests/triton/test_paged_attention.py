@@ -62,7 +62,7 @@ def wanted(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
 
 
 def check(run: Run, args: tuple[Any, ...], device: tuple[int, int]) -> Tensor:
-    found, after = run("planned_attention", device, *args)
+    found, after = run("paged_attention.planned_attention", device, *args)
     eager, truth = wanted(args)
     assert_as_accurate(found, eager, truth)
     assert found.transpose(1, 2).is_contiguous()
@@ -135,27 +135,27 @@ def test_tokens_of_a_row_may_stand_far_apart(run: Run, positions: tuple[int, int
 @pytest.mark.parametrize("batch", [DECODE, MIXED], ids=["decode", "mixed"])
 def test_entries_behind_the_last_key_are_not_looked_at(run: Run, batch: Ragged) -> None:
     args = list(batch.build())
-    found = run("planned_attention", MANY, *args)[0]
+    found = run("paged_attention.planned_attention", MANY, *args)[0]
     args[5][args[5] < 0] = 1 << 30
-    assert torch.equal(run("planned_attention", MANY, *args)[0], found)
+    assert torch.equal(run("paged_attention.planned_attention", MANY, *args)[0], found)
 
 
 def test_order_of_rows_changes_no_bit(run: Run) -> None:
     args = DECODE.build()
-    found = run("planned_attention", MANY, *args)[0]
+    found = run("paged_attention.planned_attention", MANY, *args)[0]
     order = torch.tensor([2, 0, 1])
     moved = (args[0][:, :, order], *args[1:5], args[5][order], args[6], args[7][order], *args[8:])
-    assert torch.equal(run("planned_attention", MANY, *moved)[0], found[:, :, order])
+    assert torch.equal(run("paged_attention.planned_attention", MANY, *moved)[0], found[:, :, order])
 
 
 def test_strided_queries_and_pools_are_read_where_they_lie(run: Run) -> None:
     q, k, v, *rest = DECODE.build()
-    found = run("planned_attention", MANY, q, k, v, *rest)[0]
+    found = run("paged_attention.planned_attention", MANY, q, k, v, *rest)[0]
     both = torch.stack([k, v], dim=1)  # keys and values of a page side by side
     wide = torch.full((*q.shape[:3], 100), torch.nan)
     wide[..., : q.shape[3]] = q
     moved = (wide[..., : q.shape[3]], both[:, 0], both[:, 1], *rest)
-    assert torch.equal(run("planned_attention", MANY, *moved)[0], found)
+    assert torch.equal(run("paged_attention.planned_attention", MANY, *moved)[0], found)
 
 
 @st.composite

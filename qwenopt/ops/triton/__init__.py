@@ -1,0 +1,63 @@
+"""The Triton providers, a module for each op: what its kernel takes, and the memory that a call needs.
+
+Here is what they share. The first call loads Triton.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MIN_CAPABILITY = (8, 0)
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def available() -> str | None:
+    """None when Triton is installed and there is a GPU that its kernels are written for, else why not."""
+    if not _installed():
+        return "triton is not installed (pip install qwenopt[triton])"
+    if not torch.cuda.is_available():
+        return "no CUDA device; torch.cuda.is_available() is False"
+    capability = torch.cuda.get_device_capability()
+    if capability < MIN_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 or newer"
+    return None
+
+
+def one_device(**tensors: Tensor | None) -> str | None:
+    """None when all tensors lie on one device, else where each lies."""
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        return "tensors on several devices: " + ", ".join(f"{name} on {device}" for name, device in devices.items())
+    return None
+
+
+def unit_strides(**tensors: Tensor | None) -> str | None:
+    """None when every tensor has unit stride in its last dimension, else the reason."""
+    for name, t in tensors.items():
+        if t is not None and t.shape[-1] != 1 and t.stride(-1) != 1:
+            return f"{name} has stride {t.stride(-1)} in its last dimension"
+    return None
+
+
+def dtypes(allowed: tuple[torch.dtype, ...], **tensors: Tensor | None) -> str | None:
+    """None when every tensor has one of `allowed`, else the reason."""
+    for name, t in tensors.items():
+        if t is not None and t.dtype not in allowed:
+            return f"{name} has dtype {t.dtype} (kernels: {', '.join(str(d).removeprefix('torch.') for d in allowed)})"
+    return None
+
+
+def one_layout(a: Tensor | None, b: Tensor | None, names: str) -> str | None:
+    """None when both tensors have the same strides, else both."""
+    if a is not None and b is not None and a.stride() != b.stride():
+        return f"{names} have strides {a.stride()} and {b.stride()}"
+    return None
