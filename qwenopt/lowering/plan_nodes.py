@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from qwenopt.ops.steps import Address, Array, NotPlanned, Steps
 
@@ -50,7 +51,7 @@ def record(steps: Steps, node: Node, args: tuple[Any, ...], kwargs: dict[str, An
 
 def _view(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array:
     x: Array = args[0]
-    if len(node.all_input_nodes) > 1:
+    if any(isinstance(value, Array) for value in tree_leaves((args[1:], kwargs))):
         raise NotPlanned(f"{node.target} by the values of a tensor")
     if not all(isinstance(stride, int) for stride in x.strides):
         raise NotPlanned("a view of a tensor whose strides are only known at run time")
