@@ -1,4 +1,4 @@
-"""Plans of a graph with a symbolic number of tokens: one for each number that comes again, with the bits of the nodes."""
+"""Plans of a graph with a symbolic number of tokens: one for each number that comes again, with the nodes' bits."""
 
 from __future__ import annotations
 
