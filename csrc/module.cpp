@@ -55,6 +55,8 @@ PYBIND11_MODULE(_C, m) {
   qwenopt::register_moe_experts(m);
   qwenopt::register_attention(m);
   qwenopt::register_budget_step(m);
+  qwenopt::register_top_tokens(m);
+  qwenopt::register_logit_signals(m);
   qwenopt::register_kv_append(m);
   qwenopt::register_paged_attention(m);
   qwenopt::register_move(m);
