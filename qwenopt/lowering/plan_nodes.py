@@ -19,6 +19,8 @@ _VIEWS = frozenset(
     {"view", "reshape", "transpose", "permute", "contiguous", "unsqueeze", "squeeze", "flatten", "unflatten", "getitem"}
 )
 
+SMALL_BYTES = 64 << 10  # what one thread copies while the others wait
+
 
 @dataclass(frozen=True)
 class Count:
@@ -87,6 +89,34 @@ def _advance(steps: Steps, x: Any, value: Any) -> Array:
     return x
 
 
+def _where(steps: Steps, which: Any, a: Any, b: Any) -> Array:
+    arrays = [x for x in (a, b) if isinstance(x, Array)]
+    known = all(isinstance(x, int | Array) for x in (a, b)) and isinstance(which, Array) and which.dtype == torch.bool
+    fits = known and all(x.dtype == torch.int64 and x.shape == which.shape for x in arrays)
+    if not (fits and arrays and all(x.is_contiguous() for x in (which, *arrays))):
+        raise NotPlanned("a where of anything but ids")
+    out = steps.empty(which.static_shape(), torch.int64)
+    addresses = (x.data_ptr() if isinstance(x, Array) else 0 for x in (a, b))
+    numbers = (x if isinstance(x, int) else 0 for x in (a, b))
+    operands = (which.data_ptr(), *addresses, *numbers, out.data_ptr(), which.numel())
+    steps.add("choose", operands, (which, *arrays), (out,), serial=True)
+    return out
+
+
+def _copy(steps: Steps, x: Any, source: Any) -> Array:
+    same = isinstance(x, Array) and isinstance(source, Array) and (x.dtype, x.shape) == (source.dtype, source.shape)
+    if not (same and x.dim() in (1, 2) and x.stride(-1) == source.stride(-1) == 1):
+        raise NotPlanned("copy_ to another dtype, shape or layout")
+    if x.numel() * x.dtype.itemsize > SMALL_BYTES:
+        raise NotPlanned("a large copy_")
+    shape, size = x.static_shape(), x.dtype.itemsize
+    rows = shape[0] if x.dim() == 2 else 1
+    strides = tuple(t.stride(0) * size if x.dim() == 2 else 0 for t in (x, source))
+    operands = (x.data_ptr(), source.data_ptr(), rows, shape[-1] * size, *strides)
+    steps.add("copy_rows", operands, (source,), (x,), serial=True)
+    return x  # type: ignore[no-any-return]
+
+
 def _index_copy(steps: Steps, x: Any, dim: Any, index: Any, source: Any) -> Array:
     ok = isinstance(x, Array) and isinstance(index, Array) and isinstance(source, Array)
     if not (ok and x.dim() == 4 and dim in (2, -2) and index.dtype == torch.int64 and index.is_contiguous()):
@@ -133,6 +163,8 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "arange": _arange,
     "add": _add,
     "add_": _advance,
+    "where": _where,
+    "copy_": _copy,
     "index_copy_": _index_copy,
     "cat": _cat,
 }

@@ -134,6 +134,11 @@ class Sampler(nn.Module):
     counts: Tensor
     prompt: Tensor
 
+    @property
+    def reads_settings(self) -> bool:
+        """Whether rows have settings at all; where not, each takes its likeliest token."""
+        return not self.greedy or self.penalties
+
     @classmethod
     def fitting(
         cls, params: Sequence[SamplingParams], vocab_size: int, device: Any = None, *, rows: int | None = None
@@ -218,7 +223,7 @@ class Sampler(nn.Module):
 
         active bool [R]: rows whose random numbers go on; what the others get means nothing (default: all).
         """
-        if self.greedy and not self.penalties:
+        if not self.reads_settings:
             return _best(logits)
         first, second = self.settings[0], self.settings[1]
         settings = first if answering is None else torch.where(answering[:, None], second, first)

@@ -79,7 +79,8 @@ class ThinkingState(nn.Module):
         Rows outside active (bool [R]; None: all) stay as they are, and what they get means nothing.
         """
         self.adjust_(logits, hidden)
-        ids = self.step(sampler(logits, self.answering(), active), active)
+        answering = self.answering() if sampler.reads_settings else None  # what nobody reads is computed all the same
+        ids = self.step(sampler(logits, answering, active), active)
         sampler.observe(ids, active)
         return ids
 
