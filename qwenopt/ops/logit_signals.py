@@ -53,7 +53,8 @@ def _record(steps: Steps, logits: Array, end: int, entropy: bool) -> Array:
     if logits.dtype not in cpu.DTYPE_CODES:
         raise NotPlanned(f"logits are {logits.dtype}")
     rows, size = logits.static_shape()
-    out, scratch = steps.empty((rows, 2), torch.float32), steps.scratch(cpu.lib().logit_signals_scratch_bytes(rows, size))
+    out = steps.empty((rows, 2), torch.float32)
+    scratch = steps.scratch(cpu.lib().logit_signals_scratch_bytes(rows, size))
     steps.add("logit_signals", _operands(logits, out, scratch, end, size, entropy), (logits,), (out, scratch))
     return out
 
