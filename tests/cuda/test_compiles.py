@@ -1,0 +1,55 @@
+"""Every CUDA file compiled for compute capability 8.0 and 9.0 by nvcc and by NVRTC, with no GPU: registers, spills."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwenopt.cupy_kernels import nvrtc, sources
+from qwenopt.testing import nvcc
+
+FOLDER = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "kernels"
+FILES = sorted(path.name for path in FOLDER.glob("*.cuh") if nvrtc.kernel_names(path.read_text()))
+# So many blocks of so many threads are to be on a multiprocessor at once: 65536 registers, 8.0 has 164 KB of shared
+# memory, 9.0 has 228.
+MAX_REGISTERS = {"budget_step": 64, "budget_guard": 64, "kv_append": 64, "qk_norm_rope": 64}
+MAX_SHARED_BYTES = 48 * 1024
+
+
+def limit(kernel: str) -> int:
+    return next(registers for name, registers in MAX_REGISTERS.items() if kernel.startswith(name))
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("name", FILES)
+def test_nvcc_compiles(name: str, arch: str) -> None:
+    if nvcc.nvcc() is None:
+        pytest.skip("nvcc is not there (CUDA toolkit)")
+    found = nvcc.compiled(FOLDER / name, arch)
+    assert set(found) == set(nvrtc.kernel_names((FOLDER / name).read_text()))
+    for kernel, needs in found.items():
+        assert needs.spill_bytes == 0, f"{kernel}: {needs}"
+        assert needs.registers <= limit(kernel), f"{kernel}: {needs}"
+        assert needs.shared_bytes <= MAX_SHARED_BYTES, f"{kernel}: {needs}"
+
+
+@pytest.fixture(scope="module")
+def compiler() -> nvrtc.Nvrtc:
+    try:
+        return nvrtc.load()
+    except nvrtc.NvrtcError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("name", FILES)
+def test_nvrtc_compiles(name: str, arch: str, compiler: nvrtc.Nvrtc, tmp_path: Path) -> None:
+    made = sources.cubin(name, arch, compiler, tmp_path)
+    for kernel in nvrtc.kernel_names((FOLDER / name).read_text()):
+        assert kernel.encode() + b"\0" in made
+
+
+def test_every_kernel_is_emulated(emulation) -> None:  # type: ignore[no-untyped-def]
+    wanted = {kernel for name in FILES for kernel in nvrtc.kernel_names((FOLDER / name).read_text())}
+    assert set(emulation.kernels()) == wanted
