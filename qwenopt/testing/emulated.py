@@ -18,8 +18,8 @@ from qwenopt.ops.cuda.launch import Launch, Run
 
 ORDERS = {"first to last": 0, "last to first": 1, "mixed": 2}
 GUARD = 64
-# No contraction: a multiply and an add are two roundings, as nvcc and NVRTC are told. The checked longjmp of glibc takes
-# a change of stacks for an error.
+# No contraction: a multiply and an add are two roundings, as nvcc and NVRTC are told. The checked longjmp of glibc
+# takes a change of stacks for an error.
 FLAGS = ("-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w")
 
 

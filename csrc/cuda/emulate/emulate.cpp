@@ -7,6 +7,8 @@
 #else
 #include "../kernels/budget_step.cuh"
 #include "../kernels/kv_append.cuh"
+#include "../kernels/linear.cuh"
+#include "../kernels/lm_head.cuh"
 #include "../kernels/qk_norm_rope.cuh"
 #endif
 
