@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from qwenopt.ops.cuda.launch import Launch, Run
 
-ORDERS = {"first to last": 0, "last to first": 1, "mixed": 2}
+ORDERS = {"in turn": 0, "warp by warp": 1, "backwards": 2}
 GUARD = 64
 # No contraction: a multiply and an add are two roundings, as nvcc and NVRTC are told. The checked longjmp of glibc
 # takes a change of stacks for an error.

@@ -40,9 +40,11 @@ def test_equal_logits(emulation: Emulation) -> None:
     x, weight = torch.ones(2, 8).to(BF16), torch.full((40, 8), -1.0).to(BF16)
     weight[[37, 9, 20]] = 2.0
     assert both(emulation, x, weight)[0].tolist() == [9, 9]
-    weight[:] = -1.0
-    weight[18], weight[3] = 0.0, torch.tensor([1, -1] * 4)
-    assert both(emulation, x, weight)[0].tolist() == [3, 3]
+    weight[:], weight[18], weight[3] = -1.0, 0.0, -1e-40
+    ids, logits = both(emulation, 1e-3 * x, weight)
+    assert logits[0, 3] == 0
+    assert logits[0, 3].signbit()
+    assert ids.tolist() == [3, 3]
 
 
 def test_infinities_and_nan(emulation: Emulation) -> None:

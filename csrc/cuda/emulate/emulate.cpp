@@ -34,20 +34,32 @@ void resume(Fiber& fiber) {
   setcontext(&fiber.start);
 }
 
-// The i-th of n to go on: first to last, last to first, or a permutation that changes with the round.
-int pick(int i, int n, int order, uint64_t round) {
-  if (order == 0) return i;
-  if (order == 1) return n - 1 - i;
-  const int step = n > 2 ? n / 2 | 1 : 1;
-  for (int s = step + 2 * int(round % 5);; s += 2) {  // a step without a common divisor visits all
-    int a = s, b = n;
-    while (b) {
-      const int rest = a % b;
-      a = b;
-      b = rest;
-    }
-    if (a == 1) return int((uint64_t(i) * s + round) % n);
+// Lets every thread from `first` to `last` that is not through go on, once; returns whether one got anywhere.
+bool visit(int first, int last, int order) {
+  Machine& m = machine();
+  static volatile int i;
+  const uint64_t before = m.progress;
+  for (i = first; i < last; ++i) {
+    Fiber& fiber = m.fibers[order == 2 ? last - 1 - (i - first) : i];
+    if (fiber.done) continue;
+    if (_setjmp(m.scheduler) == 0) resume(fiber);
+    if (!m.error.empty()) return false;
   }
+  return m.progress != before;
+}
+
+// All threads once, in turn (order 0), or each warp as far as it gets before the next one, from the first (1), or the
+// last.
+bool visit_all(int threads, int order) {
+  if (order == 0) return visit(0, threads, order);
+  const int warps = (threads + kLanes - 1) / kLanes;
+  bool any = false;
+  for (int w = 0; w < warps; ++w) {
+    const int first = (order == 1 ? w : warps - 1 - w) * kLanes,
+              last = first + kLanes < threads ? first + kLanes : threads;
+    while (visit(first, last, order)) any = true;
+  }
+  return any;
 }
 
 void prepare_block(int threads) {
@@ -87,23 +99,13 @@ void check_shared() {
 void run_block(int threads, int order) {
   Machine& m = machine();
   prepare_block(threads);
-  static volatile int place;
-  static volatile uint64_t round, before;
-  for (round = 0; m.running > 0 && m.error.empty(); ++round) {
-    before = m.progress;
-    for (place = 0; place < threads; ++place) {
-      Fiber& fiber = m.fibers[pick(place, threads, order, round)];
+  while (m.running > 0 && m.error.empty()) {
+    if (visit_all(threads, order) || m.running == 0 || !m.error.empty()) continue;
+    for (const Fiber& fiber : m.fibers) {
       if (fiber.done) continue;
-      if (_setjmp(m.scheduler) == 0) resume(fiber);
-      if (!m.error.empty()) return;
-    }
-    if (m.progress == before && m.running > 0) {
-      for (Fiber& fiber : m.fibers) {
-        if (fiber.done) continue;
-        const Warp& warp = m.warps[fiber.warp];
-        const char* what = warp.meeting.arrived ? warp.meeting.what : m.barrier.arrived ? m.barrier.what : "nothing";
-        m.error = "thread " + std::to_string(fiber.index.x) + " waits for ever in " + what;
-      }
+      const Meeting& warp = m.warps[fiber.warp].meeting;
+      const char* what = warp.arrived ? warp.what : m.barrier.arrived ? m.barrier.what : "nothing";
+      m.error = "thread " + std::to_string(fiber.index.x) + " waits for ever in " + what;
     }
   }
   check_shared();
@@ -112,7 +114,7 @@ void run_block(int threads, int order) {
 }  // namespace
 }  // namespace emulate
 
-// Runs a kernel; returns null, or what went wrong. `order`: 0 first to last, 1 last to first, 2 mixed.
+// Runs a kernel; returns null, or what went wrong. `order`: 0 threads in turn, 1 warp by warp, 2 the same backwards.
 extern "C" const char* emulate_launch(const char* name, unsigned x, unsigned y, unsigned z, int threads,
                                       const void* args, size_t args_bytes, int order) {
   using namespace emulate;
@@ -132,7 +134,7 @@ extern "C" const char* emulate_launch(const char* name, unsigned x, unsigned y, 
     m.args = args;
     const uint64_t count = uint64_t(x) * y * z;
     for (uint64_t i = 0; i < count && m.error.empty(); ++i) {
-      const uint64_t b = uint64_t(pick(int(i), int(count), order, 0));
+      const uint64_t b = order == 2 ? count - 1 - i : i;
       m.block_index = Index{unsigned(b % x), unsigned(b / x % y), unsigned(b / x / y)};
       run_block(threads, order);
     }

@@ -85,16 +85,16 @@ QWENOPT_FN uint32_t bf16_pair(float low, float high) {
 }
 
 QWENOPT_FN Words load16(const void* address) { return *static_cast<const Words*>(address); }
-// Read once and by nobody else: kept out of the first cache. Volatile: loads that stand together stay together, ahead of
-// the matrix instructions that wait for them.
+// Read once and by nobody else: kept out of the first cache. Volatile: loads that stand together stay together, ahead
+// of the matrix instructions that wait for them.
 QWENOPT_FN Words load16_once(const void* address) {
 #if defined(QWENOPT_EMULATE)
   return load16(address);
 #else
   Words out;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(out.w[0]), "=r"(out.w[1]), "=r"(out.w[2]), "=r"(out.w[3])
-      : "l"(address));
+               : "=r"(out.w[0]), "=r"(out.w[1]), "=r"(out.w[2]), "=r"(out.w[3])
+               : "l"(address));
   return out;
 #endif
 }

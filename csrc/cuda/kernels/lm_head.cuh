@@ -10,10 +10,11 @@ struct LmHeadArgs {
   int64_t* ids;       // [M]
 };
 
-// Larger for a larger value, and for the first of equal ones; a NaN is the largest of all, as for argmax. Never 0.
+// Larger for a larger value, and for the first of equal ones; a NaN, which rounding has made positive, is the largest
+// of all, as for argmax. Never 0.
 QWENOPT_FN uint64_t rank_key(float value, int64_t index) {
   const uint32_t bits = __float_as_uint(value + 0.0f);  // -0 and 0 are equal
-  const uint32_t order = value != value ? 0xffffffffu : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  const uint32_t order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return uint64_t(order) << 32 | (0xffffffffu - uint32_t(index));
 }
 

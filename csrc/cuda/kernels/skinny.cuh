@@ -1,8 +1,8 @@
 // Up to 16 rows of x times the rows of a weight: what linear and lm_head share.
 //
 // The weight is read once, straight from memory into the fragments of matrix instructions: of 32 neighbouring columns a
-// lane holds 8 (16 bytes) of a weight row and the same 8 of a row of x. Which of them the instruction takes for column 0
-// or 9 does not matter, since both sides agree. No shared memory, no shuffles until the sums of the warps meet.
+// lane holds 8 (16 bytes) of a weight row and the same 8 of a row of x. Which of them the instruction takes for column
+// 0 or 9 does not matter, since both sides agree. No shared memory, no shuffles until the sums of the warps meet.
 #pragma once
 
 #include "rows.cuh"
@@ -58,7 +58,7 @@ QWENOPT_FN void skinny_step(const LinearArgs& a, const SkinnyRows<TILES>& rows, 
   for (int u = 0; u < UNROLL; ++u) {
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
-      const uint32_t(&l)[4] = low[u].w, (&h)[4] = high[u].w, (&b)[4] = tokens[u][t].w;
+      const uint32_t (&l)[4] = low[u].w, (&h)[4] = high[u].w, (&b)[4] = tokens[u][t].w;
       const uint32_t first[4] = {l[0], h[0], l[1], h[1]}, second[4] = {l[2], h[2], l[3], h[3]};
       mma_bf16(d[t], first, b[0], b[1]);
       mma_bf16(d[t], second, b[2], b[3]);
