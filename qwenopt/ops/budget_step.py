@@ -32,6 +32,8 @@ from qwenopt.ops.budget_state import (
     Reason,
     Signal,
 )
+from qwenopt.ops.cuda import budget_step as cuda_kernels
+from qwenopt.ops.cuda.providers import register
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps, need_contiguous
 
@@ -282,3 +284,6 @@ def budget_step_cpu(
     out = torch.empty_like(sampled)
     cpu.lib().budget_step(*_operands(sampled, signals, state, forced, lut, ids, out), cpu.threads())
     return out
+
+
+register(BUDGET_STEP, cuda_kernels.accepts_step, cuda_kernels.step)

@@ -13,7 +13,14 @@ FOLDER = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "kernels"
 FILES = sorted(path.name for path in FOLDER.glob("*.cuh") if nvrtc.kernel_names(path.read_text()))
 # So many blocks of so many threads are to be on a multiprocessor at once: 65536 registers, 8.0 has 164 KB of shared
 # memory, 9.0 has 228.
-MAX_REGISTERS = {"budget_step": 64, "budget_guard": 64, "kv_append": 64, "qk_norm_rope": 64, "linear": 85, "lm_head": 85}
+MAX_REGISTERS = {
+    "budget_step": 64,
+    "budget_guard": 64,
+    "kv_append": 64,
+    "qk_norm_rope": 64,
+    "linear": 85,
+    "lm_head": 85,
+}
 MAX_SHARED_BYTES = 48 * 1024
 
 

@@ -28,9 +28,7 @@ def workspace(device: torch.device) -> Tensor:
     return torch.zeros(linear.MAX_ROWS + 1, dtype=torch.int64, device=device)
 
 
-def lm_head(
-    run: Run, x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor | None, space: Tensor
-) -> Tensor:
+def lm_head(run: Run, x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor | None, space: Tensor) -> Tensor:
     """`linear(x, weight, bias).argmax(-1)` of x [M, K], M at most 16, int64 [M]: the first of equal logits.
 
     `logits` [M, N], contiguous, is written to where it is given. `space` is a `workspace`.
