@@ -9,6 +9,7 @@
 #include "../kernels/kv_append.cuh"
 #include "../kernels/linear.cuh"
 #include "../kernels/lm_head.cuh"
+#include "../kernels/moe_align.cuh"
 #include "../kernels/paged_attention.cuh"
 #include "../kernels/qk_norm_rope.cuh"
 #endif

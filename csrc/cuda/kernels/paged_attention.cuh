@@ -17,7 +17,7 @@ struct PagedAttentionArgs {
   const int64_t* q_positions;      // [S]; null: all keys of the table
   void* out;                       // [B, S, H, D], contiguous
   float* partial;                  // [blocks, G, H / G, D + 2]
-  int32_t* done;                   // [B * S, G], zeros before and after: pieces that are through
+  int32_t* done;                   // [B * S, G], zeros: pieces that are through
   int64_t B, H, G, S, rows, width, page_size;
   int64_t q_sb, q_sh, q_ss, kp_sp, kp_sg, kp_ss, vp_sp, vp_sg, vp_ss, table_stride;
   int64_t window, pieces;  // pieces: how many there should be; blocks are so many and one for each query
@@ -76,7 +76,10 @@ QWENOPT_FN void find_piece(const PagedAttentionArgs& a, Piece& out) {
   int64_t total = 0;
   for (int64_t t = lane_id(); t < tokens; t += kWarp) total += Seen(a, t).runs;
   const int64_t length = most(kLeastRuns, blocks_of(warp_total(total), a.pieces));
-  if (lane_id() == 0) out.token = -1;
+  if (lane_id() == 0) {
+    out.token = -1;
+    out.last = false;
+  }
   __syncwarp();
   int64_t before = 0;
   for (int64_t t0 = 0; t0 < tokens && before <= int64_t(blockIdx.x); t0 += kWarp) {
@@ -316,7 +319,6 @@ QWENOPT_FN void paged_attention(const PagedAttentionArgs& a) {
     }
     out[i] = from_float<bf16>(value / sum);
   }
-  if (threadIdx.x == 0) *done = 0;
 }
 
 QWENOPT_KERNEL(paged_attention_bfloat16_64, PagedAttentionArgs, kPagedThreads, paged_attention<64, bf16>(a))

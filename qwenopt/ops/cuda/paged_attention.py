@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.cuda.kv_append import POOL_NAMES, pools_fit
 from qwenopt.ops.cuda.launch import Launch, Run, pack
 
@@ -50,6 +50,28 @@ def accepts(
         or cpu.last_dim_contiguous(q=q, block_table=block_table)
         or cpu.contiguous(**{name: t for name, t in indices.items() if t is not None})
     )
+
+
+def paged_attention_of_any(
+    run: Run,
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    block_table: Tensor,
+    q_starts: Tensor | None,
+    q_positions: Tensor | None,
+    mask: Tensor | None,
+    window: int,
+    scale: float,
+) -> Tensor:
+    """Decoding by this kernel; many queries by Triton's, where that can be used."""
+    args = (q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions)
+    if not is_decoding(q, block_table) and triton.available() is None:
+        return triton.paged_attention(*args, mask, window, scale)
+    num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
+    return paged_attention(run, num_sms, *args, window, scale)
 
 
 def is_decoding(q: Tensor, block_table: Tensor) -> bool:
