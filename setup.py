@@ -1,8 +1,8 @@
 """Build qwenopt: Python packages from four folders, and one torch-free native module.
 
-Metadata is in pyproject.toml. `QWENOPT_NO_NATIVE=1 pip install .` gives a pure Python wheel. Where nvcc is there (on the
-PATH, under CUDA_HOME or /usr/local/cuda), the CUDA kernels are compiled into the native module, for TORCH_CUDA_ARCH_LIST
-or `8.0;9.0a+PTX`; the module loads without a GPU all the same, since it finds the driver at run time.
+Metadata is in pyproject.toml. `QWENOPT_NO_NATIVE=1 pip install .` gives a pure Python wheel. Where nvcc is there (on
+the PATH, under CUDA_HOME or /usr/local/cuda), the CUDA kernels are compiled into the native module, for
+TORCH_CUDA_ARCH_LIST or `8.0;9.0a+PTX`; the module loads without a GPU all the same: it finds the driver at run time.
 """
 
 from __future__ import annotations

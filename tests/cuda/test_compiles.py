@@ -11,8 +11,8 @@ from qwenopt.testing import nvcc
 
 FOLDER = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "kernels"
 FILES = sorted(path.name for path in FOLDER.glob("*.cuh") if nvrtc.kernel_names(path.read_text()))
-# Registers of a thread, by which so many blocks are on a multiprocessor at once: three of paged attention (128 threads),
-# three of the products (256), eight and more of the others.
+# Registers of a thread, by which so many blocks are on a multiprocessor at once: three of paged attention (128
+# threads), three of the products (256), eight and more of the others.
 MAX_REGISTERS = {
     "budget_guard": 64,
     "budget_step": 64,

@@ -30,7 +30,7 @@ def test_cases(emulation: Emulation, case: Case, dtype: torch.dtype) -> None:
     check(emulation, *case.build(dtype))
 
 
-# K: less than a warp's columns, one run of them, what the eight warps take at once and some more; N with a part of a tile.
+# K: less than a warp's columns, one run of them, what the eight warps take at once and some more. N: parts of tiles.
 @pytest.mark.parametrize("rows", [1, 2, 8, 9, 16])
 @pytest.mark.parametrize(("k", "n"), [(8, 16), (128, 40), (1200, 17), (2072, 33)], ids=str)
 def test_tiles(emulation: Emulation, rows: int, k: int, n: int) -> None:

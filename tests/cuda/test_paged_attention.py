@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qwenopt.ops.cuda import paged_attention as kernels
 from qwenopt.ops.paged_attention import PAGED_ATTENTION
+from qwenopt.testing.cases import Case, cases
 from qwenopt.testing.emulated import Emulation
 from qwenopt.testing.formulas import FORMULAS
 from qwenopt.testing.ragged import Ragged
@@ -54,6 +55,15 @@ def check(emulation: Emulation, args: tuple[Any, ...], num_sms: int) -> Tensor:
 @pytest.mark.parametrize("name", BATCHES)
 def test_decode(emulation: Emulation, name: str) -> None:
     check(emulation, BATCHES[name].build(), 2)
+
+
+def fits(case: Case) -> bool:
+    return kernels.accepts(*case.build(BF16)) is None
+
+
+@pytest.mark.parametrize("case", [c for c in cases("paged_attention") if fits(c)], ids=str)
+def test_cases(emulation: Emulation, case: Case) -> None:
+    check(emulation, case.build(BF16), 1)
 
 
 @pytest.mark.parametrize("num_sms", [1, 4])

@@ -17,9 +17,9 @@ MAX_EXPERTS = 512
 class Aligned(NamedTuple):
     """Pairs in blocks of one expert each.
 
-    sorted int32 [capacity]: pair numbers `token * K + choice`, and T * K where a block is filled up; block_experts int32
-    [capacity / block], -1 behind the last block; num_sorted int32 [1], what of `sorted` is used; offsets int32 [E + 1],
-    where each expert begins. The capacity follows from the shapes alone: nothing is read back.
+    sorted int32 [capacity]: pair numbers `token * K + choice`, and T * K where a block is filled up; block_experts
+    int32 [capacity / block], -1 behind the last block; num_sorted int32 [1], what of `sorted` is used; offsets int32
+    [E + 1], where each expert begins. The capacity follows from the shapes alone: nothing is read back.
     """
 
     sorted: Tensor

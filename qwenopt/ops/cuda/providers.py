@@ -1,7 +1,7 @@
 """The two providers of the CUDA kernels: `cuda`, compiled into `qwenopt._C`, and `cupy`, compiled at the first use.
 
-Both start the same kernels on the same grids. `cuda` is preferred, since nothing is left to compile; `cupy` serves where
-the package was built without nvcc.
+Both start the same kernels on the same grids. `cuda` is preferred, since nothing is left to compile; `cupy` serves
+where the package was built without nvcc.
 """
 
 from __future__ import annotations
