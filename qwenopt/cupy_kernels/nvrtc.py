@@ -30,6 +30,10 @@ class Nvrtc:
 
     def cubin(self, source: str, name: str, options: Sequence[str]) -> bytes:
         """The machine code of `source`; raises NvrtcError with the compiler's log."""
+        return self.compile(source, name, options)[0]
+
+    def compile(self, source: str, name: str, options: Sequence[str]) -> tuple[bytes, str]:
+        """The machine code of `source` and the compiler's log; raises NvrtcError with that."""
         program = ctypes.c_void_p()
         self._check(
             self.lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None), name
@@ -37,13 +41,14 @@ class Nvrtc:
         try:
             given = [option.encode() for option in options]
             code = self.lib.nvrtcCompileProgram(program, len(given), (ctypes.c_char_p * len(given))(*given))
+            found = self._text(program, self.lib.nvrtcGetProgramLogSize, self.lib.nvrtcGetProgramLog)
+            log = found.rstrip(bytes(1)).decode(errors="replace")
             if code:
-                log = self._text(program, self.lib.nvrtcGetProgramLogSize, self.lib.nvrtcGetProgramLog)
                 raise NvrtcError(
                     f"nvrtc: {name} does not compile with {' '.join(options)} (NVRTC {self.dotted}): "
-                    f"{self._why(code)}\n{log.rstrip(bytes(1)).decode(errors='replace')}"
+                    f"{self._why(code)}\n{log}"
                 )
-            return self._text(program, self.lib.nvrtcGetCUBINSize, self.lib.nvrtcGetCUBIN)
+            return self._text(program, self.lib.nvrtcGetCUBINSize, self.lib.nvrtcGetCUBIN), log
         finally:
             self.lib.nvrtcDestroyProgram(ctypes.byref(program))
 

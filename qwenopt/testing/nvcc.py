@@ -11,9 +11,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Needs:
-    """Registers of a thread, bytes that it spills, static shared memory of a block."""
+    """Registers of a thread, bytes that it spills or keeps in memory otherwise, static shared memory of a block."""
 
     registers: int
+    stack_bytes: int
     spill_bytes: int
     shared_bytes: int
 
@@ -21,9 +22,20 @@ class Needs:
 # As setup.py and qwenopt.cupy_kernels.sources.OPTIONS have them.
 OPTIONS = ("-x", "cu", "-std=c++17", "-fmad=false", "-Werror", "all-warnings")
 _ENTRY = re.compile(
-    r"Compiling entry function '(\w+)' for 'sm_\w+'\n.*\n\s*\d+ bytes stack frame, (\d+) bytes spill stores, "
+    r"Compiling entry function '(\w+)' for 'sm_\w+'\n.*\n\D*(\d+) bytes stack frame, (\d+) bytes spill stores, "
     r"(\d+) bytes spill loads\n.*Used (\d+) registers[^\n]*"
 )
+
+
+def needs(said: str) -> dict[str, Needs]:
+    """What ptxas said, by kernel."""
+    found = {}
+    for match in _ENTRY.finditer(said):
+        shared = re.search(r"(\d+) bytes smem", match[0])
+        name, stack, stores, loads, registers = match.groups()
+        shared_bytes = int(shared[1]) if shared else 0
+        found[name] = Needs(int(registers), int(stack), int(stores) + int(loads), shared_bytes)
+    return found
 
 
 def nvcc() -> str | None:
@@ -36,8 +48,4 @@ def compiled(source: Path, arch: str, *options: str) -> dict[str, Needs]:
     command = [str(nvcc()), *OPTIONS, "-cubin", f"-arch={arch}", "-Xptxas", "-v", *options, "-o", "/dev/null"]
     done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = {}
-    for match in _ENTRY.finditer(done.stderr):
-        shared = re.search(r"(\d+) bytes smem", match[0])
-        found[match[1]] = Needs(int(match[4]), int(match[2]) + int(match[3]), int(shared[1]) if shared else 0)
-    return found
+    return needs(done.stderr)
