@@ -1,5 +1,5 @@
-/* A CUDA driver that only takes notes, for test_driver.py: what it is asked for goes to stdout. FAKE_FAIL names the call
-   that fails, with "out of memory"; FAKE_VERSION is the version of CUDA that it is for. */
+/* A CUDA driver that only takes notes, for test_driver.py: what it is asked for goes to stdout. FAKE_FAIL names the
+   call that fails, with "out of memory"; FAKE_VERSION is the version of CUDA that it is for. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
