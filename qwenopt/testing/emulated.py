@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from qwenopt.ops.cuda.launch import Launch, Run
 
 ORDERS = {"in turn": 0, "warp by warp": 1, "backwards": 2}
-GUARD = 64
+CANARY = 0xA5
+ALIGNMENT = 16  # what an address keeps of itself, so that kernels take the same way
 # No contraction: a multiply and an add are two roundings, as nvcc and NVRTC are told. The checked longjmp of glibc
 # takes a change of stacks for an error.
 FLAGS = ("-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w")
@@ -80,29 +81,44 @@ class Emulation:
         return result
 
 
-@dataclass
 class Guarded:
-    """A tensor moved to memory of its own, same strides, with bytes on both sides that must stay."""
+    """A tensor moved to pages of its own, same strides and alignment.
 
-    tensor: Tensor
+    The bytes around it on these pages must stay as they are, and the pages around those cannot even be read: the last
+    element stands at most 15 bytes before the end.
+    """
 
-    def __post_init__(self) -> None:
-        source = self.tensor
-        bytes_ = (
-            sum((n - 1) * s for n, s in zip(source.shape, source.stride(), strict=True)) + 1 if source.numel() else 0
+    def __init__(self, source: Tensor) -> None:
+        last = sum((n - 1) * s for n, s in zip(source.shape, source.stride(), strict=True))
+        self.size = (last + 1) * source.element_size() if source.numel() else 0
+        usable = -(-(self.size + ALIGNMENT) // mmap.PAGESIZE) * mmap.PAGESIZE
+        pages = torch.frombuffer(mmap.mmap(-1, usable + 2 * mmap.PAGESIZE), dtype=torch.uint8)
+        for page in (0, usable + mmap.PAGESIZE):
+            _forbid(pages.data_ptr() + page)
+        self.memory = pages[mmap.PAGESIZE : mmap.PAGESIZE + usable]
+        self.memory.fill_(CANARY)
+        self.begin = usable - self.size - (usable - self.size - source.data_ptr()) % ALIGNMENT
+        inner = self.memory[self.begin : self.begin + self.size]
+        self.tensor = (
+            inner.view(source.dtype).as_strided(source.shape, source.stride()) if self.size else source.clone()
         )
-        bytes_ *= source.element_size()
-        self.size = bytes_
-        self.memory = torch.full((bytes_ + 2 * GUARD,), 0xA5, dtype=torch.uint8)
-        inner = self.memory[GUARD : GUARD + bytes_].view(source.dtype) if bytes_ else torch.empty(0, dtype=source.dtype)
-        self.tensor = inner.as_strided(source.shape, source.stride()) if bytes_ else source.clone()
         self.tensor.copy_(source)
+
+    def poison(self) -> None:
+        """NaN, or -1, everywhere."""
+        self.memory[self.begin : self.begin + self.size] = 0xFF
 
     def check(self) -> None:
         """Raise if anything around the tensor changed."""
-        outside = torch.cat([self.memory[:GUARD], self.memory[GUARD + self.size :]])
-        if not (outside == 0xA5).all():
+        outside = torch.cat([self.memory[: self.begin], self.memory[self.begin + self.size :]])
+        if not (outside == CANARY).all():
             raise EmulationError("a write beside a tensor")
+
+
+def _forbid(address: int) -> None:
+    """Make the page there one that nobody may touch."""
+    done = ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), 0)
+    assert done == 0, "mprotect failed"
 
 
 class _GuardedEmpty(TorchFunctionMode):
@@ -119,7 +135,7 @@ class _GuardedEmpty(TorchFunctionMode):
         guard = Guarded(made)
         self.guards.append(guard)
         if func is not torch.zeros:
-            guard.memory[GUARD : GUARD + guard.size] = 0xFF
+            guard.poison()
         return guard.tensor
 
 

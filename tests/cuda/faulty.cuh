@@ -33,7 +33,8 @@ QWENOPT_FN void past_the_end(const FaultyArgs& a) {
   QWENOPT_SHARED(Row, row);
   row.x[threadIdx.x + 1] = 0;
 }
-QWENOPT_FN void beside_the_tensor(const FaultyArgs& a) { a.out[64 + threadIdx.x % 2] = 0; }
+QWENOPT_FN void a_write_before(const FaultyArgs& a) { a.out[-1] = 0; }
+QWENOPT_FN void a_read_behind(const FaultyArgs& a) { a.out[threadIdx.x] = a.out[threadIdx.x + 1]; }
 QWENOPT_FN void a_part_of_a_warp(const FaultyArgs& a) { a.out[0] = __shfl_xor_sync(0xffffu, 1, 2); }
 
 QWENOPT_KERNEL(right, FaultyArgs, 64, reversed(a, true))
@@ -41,7 +42,8 @@ QWENOPT_KERNEL(no_barrier, FaultyArgs, 64, reversed(a, false))
 QWENOPT_KERNEL(half_a_barrier_, FaultyArgs, 64, half_a_barrier(a))
 QWENOPT_KERNEL(half_a_warp_, FaultyArgs, 64, half_a_warp(a))
 QWENOPT_KERNEL(past_the_end_, FaultyArgs, 64, past_the_end(a))
-QWENOPT_KERNEL(beside_the_tensor_, FaultyArgs, 64, beside_the_tensor(a))
+QWENOPT_KERNEL(a_write_before_, FaultyArgs, 64, a_write_before(a))
+QWENOPT_KERNEL(a_read_behind_, FaultyArgs, 64, a_read_behind(a))
 QWENOPT_KERNEL(a_part_of_a_warp_, FaultyArgs, 64, a_part_of_a_warp(a))
 
 }  // namespace qwenopt

@@ -64,6 +64,32 @@ bool visit_all(int threads, int order) {
   return any;
 }
 
+// Tensors end where memory that nobody may touch begins (qwenopt/testing/emulated.py).
+void fault(int) {
+  Machine& m = machine();
+  m.error = "an access beside a tensor (block " + std::to_string(m.block_index.x) + ", " +
+            std::to_string(m.block_index.y) + ", thread " + std::to_string(m.self->index.x) + ")";
+  _longjmp(m.scheduler, 2);
+}
+
+class FaultsCaught {
+ public:
+  FaultsCaught() {
+    struct sigaction own = {};
+    own.sa_handler = &fault;
+    own.sa_flags = SA_NODEFER;  // the handler does not return
+    sigaction(SIGSEGV, &own, &segv_);
+    sigaction(SIGBUS, &own, &bus_);
+  }
+  ~FaultsCaught() {
+    sigaction(SIGSEGV, &segv_, nullptr);
+    sigaction(SIGBUS, &bus_, nullptr);
+  }
+
+ private:
+  struct sigaction segv_, bus_;
+};
+
 void prepare_block(int threads) {
   Machine& m = machine();
   m.fibers.resize(threads);
@@ -134,6 +160,7 @@ extern "C" const char* emulate_launch(const char* name, unsigned x, unsigned y, 
     m.block = Index{unsigned(threads), 1, 1};
     m.run = found->second.run;
     m.args = args;
+    const FaultsCaught caught;
     const uint64_t count = uint64_t(x) * y * z;
     for (uint64_t i = 0; i < count && m.error.empty(); ++i) {
       const uint64_t b = order == 2 ? count - 1 - i : i;
