@@ -21,7 +21,10 @@ CANARY = 0xA5
 ALIGNMENT = 16  # what an address keeps of itself, so that kernels take the same way
 # No contraction: a multiply and an add are two roundings, as nvcc and NVRTC are told. The checked longjmp of glibc
 # takes a change of stacks for an error.
-FLAGS = ("-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w")
+FLAGS = (
+    *("-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w"),
+    *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"),
+)
 
 
 class EmulationError(AssertionError):

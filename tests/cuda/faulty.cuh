@@ -34,6 +34,7 @@ QWENOPT_FN void past_the_end(const FaultyArgs& a) {
   row.x[threadIdx.x + 1] = 0;
 }
 QWENOPT_FN void a_write_before(const FaultyArgs& a) { a.out[-1] = 0; }
+QWENOPT_FN void too_wide(const FaultyArgs& a) { a.out[0] = int32_t(load16(a.out + 1).w[0]); }
 QWENOPT_FN void a_read_behind(const FaultyArgs& a) { a.out[threadIdx.x] = a.out[threadIdx.x + 1]; }
 QWENOPT_FN void a_part_of_a_warp(const FaultyArgs& a) { a.out[0] = __shfl_xor_sync(0xffffu, 1, 2); }
 
@@ -43,6 +44,7 @@ QWENOPT_KERNEL(half_a_barrier_, FaultyArgs, 64, half_a_barrier(a))
 QWENOPT_KERNEL(half_a_warp_, FaultyArgs, 64, half_a_warp(a))
 QWENOPT_KERNEL(past_the_end_, FaultyArgs, 64, past_the_end(a))
 QWENOPT_KERNEL(a_write_before_, FaultyArgs, 64, a_write_before(a))
+QWENOPT_KERNEL(too_wide_, FaultyArgs, 64, too_wide(a))
 QWENOPT_KERNEL(a_read_behind_, FaultyArgs, 64, a_read_behind(a))
 QWENOPT_KERNEL(a_part_of_a_warp_, FaultyArgs, 64, a_part_of_a_warp(a))
 

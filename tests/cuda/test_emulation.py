@@ -51,6 +51,7 @@ def test_a_missing_barrier_shows_in_another_order(faulty: Path) -> None:
             r"threads meet in different places: __shfl_xor_sync at .* and __shfl_xor_sync at .*thread \d+",
         ),
         ("past_the_end_", "a write past the end of a shared variable"),
+        ("too_wide_", r"an access at no multiple of its size \(block 0, 0, thread \d+\)"),
         ("a_write_before_", "a write beside a tensor"),
         ("a_read_behind_", r"an access beside a tensor \(block 0, 0, thread 63\)"),
         ("a_part_of_a_warp_", r"__shfl_xor_sync at .* of a part of a warp \(block 0, 0, thread \d+\)"),

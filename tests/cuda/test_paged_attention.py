@@ -99,7 +99,10 @@ def test_strides(emulation: Emulation) -> None:
     wide[:, :, 1:5] = q.transpose(1, 2)
     pool = torch.stack((k, v), 1).transpose(2, 3).contiguous()  # [pages, keys or values, page_size, G, D]
     strided = (wide[:, :, 1:5].transpose(1, 2), pool[:, 0].transpose(1, 2), pool[:, 1].transpose(1, 2))
-    assert torch.equal(run(emulation, (*strided, *rest), 2), run(emulation, (q, k, v, *rest), 2))
+    plain = run(emulation, (q, k, v, *rest), 2)
+    assert torch.equal(run(emulation, (*strided, *rest), 2), plain)
+    odd = torch.cat((q.new_zeros(3), q.transpose(1, 2).flatten()))[3:].view(1, q.shape[2], 4, 64).transpose(1, 2)
+    assert torch.equal(run(emulation, (odd, k, v, *rest), 2), plain)
 
 
 def test_what_the_kernel_has_not_is_named() -> None:
@@ -108,5 +111,7 @@ def test_what_the_kernel_has_not_is_named() -> None:
     for change, text in ((ONE.but(head_dim=72), "head_dim 72"), (ONE.but(page_size=8), "pages of 8"),
                          (ONE.but(heads=17, kv_heads=1), "17 query heads")):  # fmt: skip
         assert text in str(kernels.accepts(*change.build()))
+    pool = torch.zeros(args[1].numel() + 1, dtype=BF16)[1:].view(args[1].shape)
+    assert "offset 1 (kernel: multiples of 8)" in str(kernels.accepts(args[0], pool, *args[2:]))
     args[8] = torch.ones(1, 1, 1, 208, dtype=torch.bool)
     assert kernels.accepts(*args) == "a mask (kernel: positions)"

@@ -64,11 +64,13 @@ bool visit_all(int threads, int order) {
   return any;
 }
 
-// Tensors end where memory that nobody may touch begins (qwenopt/testing/emulated.py).
-void fault(int) {
+// Tensors end where memory that nobody may touch begins; the compiler traps accesses that are wider than their address
+// allows, which a GPU refuses (qwenopt/testing/emulated.py).
+void fault(int signal) {
   Machine& m = machine();
-  m.error = "an access beside a tensor (block " + std::to_string(m.block_index.x) + ", " +
-            std::to_string(m.block_index.y) + ", thread " + std::to_string(m.self->index.x) + ")";
+  m.error = std::string(signal == SIGILL ? "an access at no multiple of its size" : "an access beside a tensor");
+  m.error += " (block " + std::to_string(m.block_index.x) + ", " + std::to_string(m.block_index.y) + ", thread " +
+             std::to_string(m.self->index.x) + ")";
   _longjmp(m.scheduler, 2);
 }
 
@@ -80,14 +82,16 @@ class FaultsCaught {
     own.sa_flags = SA_NODEFER;  // the handler does not return
     sigaction(SIGSEGV, &own, &segv_);
     sigaction(SIGBUS, &own, &bus_);
+    sigaction(SIGILL, &own, &ill_);
   }
   ~FaultsCaught() {
     sigaction(SIGSEGV, &segv_, nullptr);
     sigaction(SIGBUS, &bus_, nullptr);
+    sigaction(SIGILL, &ill_, nullptr);
   }
 
  private:
-  struct sigaction segv_, bus_;
+  struct sigaction segv_, bus_, ill_;
 };
 
 void prepare_block(int threads) {

@@ -42,8 +42,9 @@ def accepts(
     if mask is not None:
         return "a mask (kernel: positions)"
     for name, t in (("q", q), ("k_pool", k_pool), ("v_pool", v_pool)):
-        if any(stride % 8 for stride in t.stride()[:3]):
-            return f"{name} has strides {t.stride()[:3]} (kernel: rows of 8 neighbours)"
+        # Eight neighbours are read at once; a query that begins elsewhere is copied at the call.
+        if any(stride % 8 for stride in t.stride()[:3]) or (name != "q" and t.storage_offset() % 8):
+            return f"{name} has strides {t.stride()[:3]}, offset {t.storage_offset()} (kernel: multiples of 8)"
     indices = {"q_starts": q_starts, "q_positions": q_positions}
     return (
         pools_fit(k_pool, v_pool, k_scale, v_scale)
