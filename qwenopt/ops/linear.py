@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from qwenopt import native
 from qwenopt.ops import cpu
+from qwenopt.ops.cuda import linear as cuda_kernels
+from qwenopt.ops.cuda.providers import register
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps
 
@@ -94,3 +96,6 @@ def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
     lib.linear(*_operands(x, weight, bias, out, scratch), threads)
     return out
+
+
+register(LINEAR, cuda_kernels.accepts, cuda_kernels.linear)

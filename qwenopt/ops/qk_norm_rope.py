@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from qwenopt.ops import cpu
+from qwenopt.ops.cuda import qk_norm_rope as cuda_kernels
+from qwenopt.ops.cuda.providers import register
 from qwenopt.ops.op import Op
 from qwenopt.ops.rms_norm import check_norm, rms_norm
 from qwenopt.ops.steps import Array, Steps, need_contiguous
@@ -100,3 +102,6 @@ def qk_norm_rope_cpu(
     tensors = (q, k, q_weight, k_weight, cpu.as_rows(cos), cpu.as_rows(sin))
     cpu.lib().qk_norm_rope(*_operands(tensors, q_out, k_out, eps), cpu.threads())
     return q_out.transpose(1, 2), k_out.transpose(1, 2)
+
+
+register(QK_NORM_ROPE, cuda_kernels.accepts, cuda_kernels.qk_norm_rope)
