@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.budget_state import (
     FLOATS,
     HASH_FACTOR,
@@ -34,6 +34,7 @@ from qwenopt.ops.budget_state import (
 )
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps, need_contiguous
+from qwenopt.ops.triton import budget_step as by_triton
 
 Columns = dict[Column, Tensor]
 _RULE_STATE = (Column.GRACE, Column.PENDING, Column.MARGIN_COUNT, Column.LOOP_HITS, Column.ENTROPY_COUNT)
@@ -282,3 +283,6 @@ def budget_step_cpu(
     out = torch.empty_like(sampled)
     cpu.lib().budget_step(*_operands(sampled, signals, state, forced, lut, ids, out), cpu.threads())
     return out
+
+
+BUDGET_STEP.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.budget_step)
