@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwenopt.ops import BUDGET_STEP
+from qwenopt.ops import BUDGET_GUARD, BUDGET_STEP
 from qwenopt.testing.budget_rows import random_rows
 
 pytestmark = pytest.mark.gpu
@@ -51,3 +51,14 @@ def test_budget_step_in_a_cuda_graph() -> None:
         graph.replay()
         assert torch.equal(out.cpu(), BUDGET_STEP.reference(sampled, signals, *args[2:]))
     assert torch.equal(moved[2].cpu(), args[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_budget_guard(seed: int, dtype: torch.dtype) -> None:
+    _, _, state, _, _, ids = random_rows(seed)
+    logits = torch.randn(len(state), 60).to(dtype)
+    moved = on_gpu((logits, state, ids))
+    chosen(BUDGET_GUARD, (moved[0][:, :50], *moved[1:]))(moved[0][:, :50], *moved[1:])
+    BUDGET_GUARD.reference(logits[:, :50], state, ids)
+    assert torch.equal(moved[0].cpu(), logits)
