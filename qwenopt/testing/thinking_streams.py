@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from qwenopt.demo.load import demo_path
-from qwenopt.runtime.thinking import ThinkingConfig
-from qwenopt.runtime.thinking_exits import EntropyRule, LoopRule, MarginRule, ProbeRule
+from qwenopt.runtime.thinking import Boundary, ThinkingConfig
+from qwenopt.runtime.thinking_exits import EntropyRule, ExitRule, LoopRule, MarginRule, ProbeRule
 from qwenopt.runtime.thinking_tokens import ThinkingTokens, encode
 
 
@@ -23,10 +23,10 @@ def demo_vocabulary() -> tuple[Any, ThinkingTokens]:
 
 def random_config(rng: random.Random) -> ThinkingConfig:
     budget = rng.choice([None, 0, 1, 2, 5, 9, 20, 40])
-    boundary = rng.choice(["none", "utf8", "sentence", "newline", "paragraph"])
+    boundary: Boundary = rng.choice(get_args(Boundary))
     window = rng.randrange(budget) if budget and boundary not in ("none", "utf8") else 0
     room = (budget or 12) - window if budget != 0 else 0
-    exits = [
+    exits: list[ExitRule] = [
         MarginRule(rng.choice([0.1, 0.5]), rng.choice([1, 2]), rng.choice(["any", "sentence"])),
         LoopRule(rng.choice([2, 3]), rng.choice(["any", "newline"])),
         EntropyRule(0.6, 0.08, 0.9, rng.choice(["any", "sentence"])),
@@ -56,13 +56,14 @@ class Streams:
     """Tokens that make things happen: markers, ends, half characters, boundaries, and now and then a loop."""
 
     def __init__(self, tokens: ThinkingTokens, tokenizer: Any) -> None:
-        self.markers = [tokens.start, tokens.end, *tokens.eos, tokens.tool, 70]
+        self.markers = [tokens.start, tokens.end, *tokens.eos, *([] if tokens.tool is None else [tokens.tool]), 70]
         half = [piece for c in "你好🙂é" for piece in encode(tokenizer, c)]
         self.plain = [*half, *half, *encode(tokenizer, "\n"), *encode(tokenizer, "."), *encode(tokenizer, "a b c!?")]
         self.tokens = tokens
 
     def prompt(self, rng: random.Random) -> list[int]:
         t = self.tokens
+        assert t.turn is not None
         turn = [t.turn, 5, 6, *t.eos[:1], t.turn, 7]
         newline = sorted(t.newlines)[0]
         old = [t.start, 5, t.end] if rng.random() < 0.3 else []

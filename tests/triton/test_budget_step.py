@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qwenopt.ops.budget_state import NO_ID, RING, WIDTH, Bit, Column, Id, Phase, Reason, Signal
 from qwenopt.ops.budget_step import budget_step as reference
-from qwenopt.ops.triton.budget_step import layout
+from qwenopt.ops.triton.budget_layout import layout
 from qwenopt.runtime.thinking_state import ThinkingState
 from qwenopt.testing.budget_rows import random_rows
 from qwenopt.testing.interpreted import Run
