@@ -75,19 +75,22 @@ def places(nodes: Iterable[Node]) -> dict[Any, tuple[int, int | None]]:
     found: dict[Any, tuple[int, int | None]] = {}
     for i, node in enumerate(nodes):
         fake = spelling.fake(node)
-        sizes = [(fake, None)] if isinstance(fake, SymInt) else []
+        sizes: list[tuple[Any, int | None]] = [(fake, None)]
         if isinstance(fake, Tensor):
-            sizes = [(size, dim) for dim, size in enumerate(fake.shape) if isinstance(size, SymInt)]
+            sizes = [(size, dim) for dim, size in enumerate(fake.shape)]
         for size, dim in sizes:
-            if size.node.expr.is_Symbol:
+            if isinstance(size, SymInt) and size.node.expr.is_Symbol:
                 found.setdefault(size.node.expr, (i, dim))
     return found
 
 
 def hints(nodes: Sequence[Node]) -> dict[Any, int]:
-    """The values with which Dynamo traced the symbols of these inputs."""
+    """The values with which Dynamo traced the symbols of these inputs; none if one of them had no value."""
     values = {}
     for symbol, (i, dim) in places(nodes).items():
         fake = spelling.fake(nodes[i])
-        values[symbol] = int((fake if dim is None else fake.shape[dim]).node.hint)
+        node = (fake if dim is None else fake.shape[dim]).node
+        if not node.has_hint():  # what an op returned that looks at data
+            return {}
+        values[symbol] = int(node.hint)
     return values

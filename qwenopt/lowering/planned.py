@@ -99,15 +99,15 @@ class SizedPlanned(Planned):
         sizes = (inputs[i] if dim is None else inputs[i].shape[dim] for i, dim in self._symbols.values())
         key = (torch.get_num_threads(), *sizes)
         with self._lock:
-            plan = self._second(key) if key in self._sized else self._first(key)
+            plan = self._find(key)
         return self._run(plan, inputs, inputs[: self._num_tensors])
 
-    def _first(self, key: tuple[int, ...]) -> None:
-        self._sized[key] = None
-        while len(self._sized) > MOST_SIZES:
-            self._refused.discard(self._sized.popitem(last=False)[0])
-
-    def _second(self, key: tuple[int, ...]) -> NativePlan | None:
+    def _find(self, key: tuple[int, ...]) -> NativePlan | None:
+        if key not in self._sized:
+            self._sized[key] = None
+            while len(self._sized) > MOST_SIZES:
+                self._refused.discard(self._sized.popitem(last=False)[0])
+            return None
         self._sized.move_to_end(key)
         if self._sized[key] is None and key not in self._refused:
             try:
