@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwenopt import native
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.cuda import linear as cuda_kernels
 from qwenopt.ops.cuda.providers import register
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps
+from qwenopt.ops.triton import linear as by_triton
 
 # Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: without AMX while it streams the
 # weight once; with it, in bfloat16, much longer. Decided inside the provider, not at compile time, so that one graph
@@ -98,4 +99,8 @@ def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
+LINEAR.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.linear)
+
+
+# Behind Triton, which is ahead or not by a measurement on a GPU; none was made yet.
 register(LINEAR, cuda_kernels.accepts, cuda_kernels.linear)
