@@ -1,12 +1,17 @@
 """Build qwenopt: Python packages from four folders, and one torch-free native module.
 
-Metadata is in pyproject.toml. `QWENOPT_NO_NATIVE=1 pip install .` gives a pure Python wheel.
+Metadata is in pyproject.toml. `QWENOPT_NO_NATIVE=1 pip install .` gives a pure Python wheel. Where nvcc is there (on
+the PATH, under CUDA_HOME or /usr/local/cuda), the CUDA kernels are compiled into the native module, for
+TORCH_CUDA_ARCH_LIST or `8.0;9.0a+PTX`; the module loads without a GPU all the same: it finds the driver at run time.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +44,7 @@ if IS_X86:
 # What AMX is for; the other kernels of a host that has it are those of avx512bf16 (csrc/cpu/kernels/types.h).
 AMX_KERNELS = {"attention", "linear", "moe_experts", "probe"}
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+LIBRARIES = ["-ldl"] if sys.platform == "linux" else []
 # No contraction: a multiply and an add stay two roundings, as they are in eager, unless a kernel asks for an fma.
 # No strict aliasing: packed blocks are read as 32-bit words whatever they hold.
 CFLAGS = [
@@ -52,6 +58,23 @@ CFLAGS = [
     "-Wno-maybe-uninitialized",
     *OPENMP,
 ]
+CUDA_ARCHES = "8.0;9.0a+PTX"
+# As for CPUs: no contraction. qwenopt/cupy_kernels/sources.py compiles the same text with the same options.
+NVCC_FLAGS = ["-x", "cu", "-std=c++17", "-fmad=false", "-fatbin"]
+# The whole table is of this module: an image per file, found by the kernels that the file defines.
+IMAGE = """asm(".section .rodata\\n.balign 64\\n.hidden qwenopt_image_{stem}\\n.globl qwenopt_image_{stem}\\n"
+    "qwenopt_image_{stem}:\\n.incbin \\"{path}\\"\\n.byte 0\\n.previous\\n");
+extern "C" const char qwenopt_image_{stem}[];
+"""
+TABLES = """
+namespace qwenopt {{
+const CudaImage kCudaImages[] = {{ {images} {{nullptr, nullptr}} }};
+const int kNumCudaImages = {num_images};
+const CudaKernelName kCudaKernels[] = {{ {kernels} {{nullptr, 0}} }};
+const int kNumCudaKernels = {num_kernels};
+const char* const kCudaVersion = "{version}";
+}}  // namespace qwenopt
+"""
 # Last on the command line: -O1 keeps the loops of the kernels as they are written, and -g1 the lines of a report.
 SANITIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
@@ -75,8 +98,72 @@ def native_extensions() -> list[Extension]:
     """The native module, or nothing where it was declined or no supported compiler exists."""
     if os.environ.get("QWENOPT_NO_NATIVE") == "1" or sys.platform == "win32":
         return []
-    files = [*sources("csrc"), *sources("csrc/common"), *sources("csrc/cpu")]
+    files = [*sources("csrc"), *sources("csrc/common"), *sources("csrc/cpu"), *sources("csrc/cuda")]
     return [Extension("qwenopt._C", files, language="c++")]
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler, or None."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    return shutil.which("nvcc") or next((p for h in homes if h and (p := shutil.which("nvcc", path=f"{h}/bin"))), None)
+
+
+def gencode(arches: str) -> list[str]:
+    """nvcc's options for a list as torch writes it: `8.0;9.0a+PTX`. What is below 8.0 is left out."""
+    options = []
+    for arch in re.split(r"[;\s]+", arches.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)
+        if match is None:
+            raise CompileError(f"TORCH_CUDA_ARCH_LIST has {arch!r}; qwenopt takes numbers, such as {CUDA_ARCHES}")
+        number, special, ptx = match[1] + match[2], match[3], match[4]
+        if int(number) < 80:
+            continue
+        options.append(f"-gencode=arch=compute_{number}{special},code=sm_{number}{special}")
+        if ptx:  # without the letter: PTX of a special architecture runs on no later one
+            options.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    if not options:
+        raise CompileError(f"TORCH_CUDA_ARCH_LIST is {arches!r}; the CUDA kernels of qwenopt need 8.0 or newer")
+    return options
+
+
+def fat_binary(nvcc: str, source: Path, folder: Path) -> Path:
+    """`source` compiled for every architecture asked for."""
+    out = folder / f"{source.stem}.fatbin"
+    arches = gencode(os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHES)
+    done = subprocess.run([nvcc, *NVCC_FLAGS, *arches, "-o", str(out), str(source)], capture_output=True, text=True)
+    if done.returncode:
+        raise CompileError(f"{nvcc} does not compile {source.name}: {done.stderr.strip()[-2000:]}")
+    return out
+
+
+def cuda_images(folder: Path) -> str:
+    """The text of a file with all CUDA kernels, compiled; empty tables where that cannot be done."""
+    nvcc = find_nvcc()
+    kernels: dict[Path, list[str]] = {}
+    if nvcc is not None:
+        for path in sorted((ROOT / "csrc/cuda/kernels").glob("*.cuh")):
+            if names := re.findall(r"^QWENOPT_KERNEL\((\w+),", path.read_text(), re.MULTILINE):
+                kernels[path] = names
+    version, images = "", []
+    try:
+        if nvcc is not None:
+            said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+            version = re.search(r"release (\d+\.\d+)", said)[1]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            images = list(pool.map(lambda path: fat_binary(nvcc, path, folder), kernels))
+    except (CompileError, OSError, subprocess.CalledProcessError, TypeError) as error:
+        print(f"qwenopt: building without CUDA kernels, since nvcc fails: {error}", file=sys.stderr)
+        kernels, version = {}, ""
+    names = [(name, i) for i, path in enumerate(kernels) for name in kernels[path]]
+    tables = TABLES.format(
+        images=" ".join(f'{{"{path.name}", qwenopt_image_{path.stem}}},' for path in kernels),
+        num_images=len(kernels),
+        kernels=" ".join(f'{{"{name}", {i}}},' for name, i in names),
+        num_kernels=len(names),
+        version=version,
+    )
+    bodies = [IMAGE.format(stem=p.stem, path=image.resolve()) for p, image in zip(kernels, images, strict=False)]
+    return f'#include "{ROOT}/csrc/cuda/images.h"\n' + "".join(bodies) + tables
 
 
 class BuildNative(build_ext):
@@ -94,7 +181,10 @@ class BuildNative(build_ext):
 
         macros = [("QWENOPT_X86", str(int(IS_X86))), ("QWENOPT_VERSION", f'"{self.distribution.get_version()}"')]
         extra = SANITIZE if self.sanitize else []
-        jobs = [(ext.sources, "base", ["-O2", f"-I{pybind11.get_include()}"])]
+        images = Path(self.build_temp, "cuda", "images.cpp")
+        images.parent.mkdir(parents=True, exist_ok=True)
+        images.write_text(cuda_images(images.parent))
+        jobs = [([*ext.sources, str(images)], "base", ["-O2", f"-I{pybind11.get_include()}"])]
         for isa, flags in ISA_FLAGS.items():
             files = [f for f in sources("csrc/cpu/kernels") if isa != "amx" or Path(f).stem in AMX_KERNELS]
             jobs.append((files, isa, ["-O3", f"-DQWENOPT_ISA_NS={isa}", *flags]))
@@ -116,7 +206,10 @@ class BuildNative(build_ext):
                 f"{error}; qwenopt needs g++ or clang++ with C++17, or QWENOPT_NO_NATIVE=1 for no native code"
             ) from error
         self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), extra_postargs=[*OPENMP, *(extra or ["-s"])], target_lang="c++"
+            objects,
+            self.get_ext_fullpath(ext.name),
+            extra_postargs=[*OPENMP, *LIBRARIES, *(extra or ["-s"])],
+            target_lang="c++",
         )
 
 

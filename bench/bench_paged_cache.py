@@ -24,7 +24,7 @@ STATIC_LENGTH = 8192  # of a static cache; what is there of it is the case's
 class Paged:
     """Rows of `present` tokens each, and a decode step of all of them."""
 
-    def __init__(self, model: Any, rows: int, present: int, page_size: int = 16) -> None:
+    def __init__(self, model: Any, rows: int, present: int, page_size: int = 16, tail: Tail | None = None) -> None:
         pages = rows * -(-(present + STEPS) // page_size)
         self.cache = qwenopt.PagedKVCache(
             model.config, max_batch_size=rows, num_pages=pages, page_size=page_size, dtype=torch.bfloat16
@@ -38,7 +38,7 @@ class Paged:
         for row in self.rows:
             self.cache.rows.reserve({row: present})
             self.cache.rows.advance(row, present)
-        tail = Tail(Sampler(rows, greedy=True))
+        tail = tail or Tail(Sampler(rows, greedy=True))
         self.stepper, self.batch = Stepper(model, tail, {"lowering": "direct"}), PackedBatch(self.cache, rows, rows)
         self.emit, self.out = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.int64)
 

@@ -5,6 +5,8 @@
 #include "common/check.h"
 #include "common/cpu_isa.h"
 #include "cpu/ops.h"
+#include "cuda/images.h"
+#include "cuda/launch.h"
 
 #ifndef QWENOPT_VERSION
 #define QWENOPT_VERSION "unknown"
@@ -34,7 +36,8 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
-  info["cuda"] = false;
+  info["cuda"] = qwenopt::kNumCudaImages > 0;
+  info["nvcc"] = qwenopt::kCudaVersion;
   return info;
 }
 
@@ -55,9 +58,12 @@ PYBIND11_MODULE(_C, m) {
   qwenopt::register_moe_experts(m);
   qwenopt::register_attention(m);
   qwenopt::register_budget_step(m);
+  qwenopt::register_top_tokens(m);
+  qwenopt::register_logit_signals(m);
   qwenopt::register_kv_append(m);
   qwenopt::register_paged_attention(m);
   qwenopt::register_move(m);
   qwenopt::register_plan(m);
   qwenopt::register_probe(m);
+  qwenopt::register_cuda(m);
 }

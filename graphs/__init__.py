@@ -18,12 +18,14 @@ from qwenopt.graphs.functionalize import functionalize
 from qwenopt.graphs.kv_append import raise_kv_append
 from qwenopt.graphs.kv_reserve import hoist_kv_reserve
 from qwenopt.graphs.linear import raise_linear
+from qwenopt.graphs.logit_signals import raise_logit_signals
 from qwenopt.graphs.moe_experts import raise_moe_experts
 from qwenopt.graphs.moe_route import raise_moe_route
 from qwenopt.graphs.paged_attention import raise_paged_attention
 from qwenopt.graphs.qk_norm_rope import raise_qk_norm_rope
 from qwenopt.graphs.rms_norm import raise_rms_norm
 from qwenopt.graphs.silu_mul import raise_silu_mul
+from qwenopt.graphs.top_tokens import raise_top_tokens
 
 Pass = Callable[[Context], None]
 
@@ -34,7 +36,9 @@ PASSES: list[tuple[str, Pass]] = [
     ("moe_experts", raise_moe_experts),  # before silu_mul: the expert MLP contains one
     ("moe_route", raise_moe_route),  # after moe_experts: then the router's results have one reader each
     ("qk_norm_rope", raise_qk_norm_rope),  # before rms_norm: query and key norms would be taken for layer norms
-    ("budget_guard", raise_budget_guard),  # anywhere: it only takes note of calls that are there
+    ("logit_signals", raise_logit_signals),  # anywhere: it only takes note of calls that are there
+    ("budget_guard", raise_budget_guard),  # the same
+    ("top_tokens", raise_top_tokens),  # the same
     ("budget_step", raise_budget_step),  # the same
     ("kv_append", raise_kv_append),  # anywhere: it only takes note of calls that are there
     ("paged_attention", raise_paged_attention),  # before attention, which would take what is left of the gather

@@ -20,7 +20,9 @@ OP_NAMES = (
     "silu_mul",
     "moe_route",
     "moe_experts",
+    "logit_signals",
     "budget_guard",
+    "top_tokens",
     "budget_step",
     "linear",
 )

@@ -37,7 +37,8 @@ def _write(x_ptr, pool_ptr, scale_ptr, batch, token, page, place, s, HEADS, DIM,
         # A sum of zeros, unless one of them comes from a NaN or an infinity: then the scale says so, as the maximum
         # alone would not.
         largest = tl.max(tl.abs(x), 1) + tl.sum(x * 0.0, 1)
-        inverse = tl.where(largest > 0, tl.div_rn(INT8_MAX, tl.where(largest > 0, largest, 1.0)), 0.0)
+        # torch divides a number by a tensor so: a reciprocal, then a product.
+        inverse = tl.where(largest > 0, tl.div_rn(1.0, tl.where(largest > 0, largest, 1.0)) * INT8_MAX, 0.0)
         x = (x * inverse[:, None] + ROUNDER) - ROUNDER
         at = page * s.scale_page + place * s.scale_place + heads * s.scale_head
         tl.store(scale_ptr + at, tl.div_rn(largest, INT8_MAX), mask=heads < HEADS)

@@ -161,8 +161,9 @@ struct AttentionStep {
     for (bool some = take(items, shared, &now); some; now = then) {
       some = take(items, shared, &then);
       if (!some) then = {{0, 0, 0, 0}, {0, 0}, nullptr};
-      kernel(args, {now.at.b, now.at.b, now.at.g, now.at.q0, now.at.q1, now.keys.first, now.keys.last, now.partial,
-                    then.at.b, then.at.g, then.keys.first, then.keys.last, asked, work + team.id * split.work_bytes});
+      kernel(args,
+             {now.at.b, now.at.b, now.at.g, 1, now.at.q0, now.at.q1, now.keys.first, now.keys.last, now.partial, 0,
+              then.at.b, then.at.g, 1, then.keys.first, then.keys.last, asked, work + team.id * split.work_bytes});
       asked = some && now.keys.last > now.keys.first;
     }
   }

@@ -114,6 +114,65 @@ AdvanceStep advance_step(uintptr_t at, int64_t count, int64_t value, int threads
   return {pointer<int64_t>(at), count, value};
 }
 
+// out[i] = which[i] ? a[i] : b[i], of ids; a null pointer stands for its value everywhere
+struct ChooseStep {
+  const bool* which;
+  const int64_t *a, *b;
+  int64_t a_value, b_value;
+  int64_t* out;
+  int64_t count;
+  int members = 1;
+
+  void run(const Team& team) {
+    if (team.id > 0) return;
+    for (int64_t i = 0; i < count; ++i) out[i] = which[i] ? (a ? a[i] : a_value) : (b ? b[i] : b_value);
+  }
+  void finish() {}
+};
+
+ChooseStep choose_step(uintptr_t which, uintptr_t a, uintptr_t b, int64_t a_value, int64_t b_value, uintptr_t out,
+                       int64_t count, int threads, int isa) {
+  (void)threads, (void)isa;
+  check_size("choose", "count", count);
+  if (count > 0) {
+    check_pointer("choose", "which", which);
+    check_pointer("choose", "out", out);
+  }
+  return {pointer<const bool>(which),
+          pointer<const int64_t>(a),
+          pointer<const int64_t>(b),
+          a_value,
+          b_value,
+          pointer<int64_t>(out),
+          count};
+}
+
+// A few short rows from one place to another.
+struct CopyRowsStep {
+  char* to;
+  const char* from;
+  int64_t rows, row_bytes, to_stride, from_stride;  // strides in bytes
+  int members = 1;
+
+  void run(const Team& team) {
+    if (team.id > 0) return;
+    for (int64_t r = 0; r < rows; ++r) std::memmove(to + r * to_stride, from + r * from_stride, size_t(row_bytes));
+  }
+  void finish() {}
+};
+
+CopyRowsStep copy_rows_step(uintptr_t to, uintptr_t from, int64_t rows, int64_t row_bytes, int64_t to_stride,
+                            int64_t from_stride, int threads, int isa) {
+  (void)threads, (void)isa;
+  check_size("copy_rows", "rows", rows);
+  check_size("copy_rows", "row_bytes", row_bytes);
+  if (rows * row_bytes > 0) {
+    check_pointer("copy_rows", "to", to);
+    check_pointer("copy_rows", "from", from);
+  }
+  return {pointer<char>(to), pointer<const char>(from), rows, row_bytes, to_stride, from_stride};
+}
+
 }  // namespace
 
 void register_move(py::module_& m) {
@@ -124,6 +183,12 @@ void register_move(py::module_& m) {
                                py::arg("threads"), py::arg("isa") = -1);
   define_step<&count_from_step>(m, "count_from", "out[i] = base + i", py::arg("out"), py::arg("base"), py::arg("count"),
                                 py::arg("threads"), py::arg("isa") = -1);
+  define_step<&choose_step>(m, "choose", "out[i] = which[i] ? a[i] : b[i]", py::arg("which"), py::arg("a"),
+                            py::arg("b"), py::arg("a_value"), py::arg("b_value"), py::arg("out"), py::arg("count"),
+                            py::arg("threads"), py::arg("isa") = -1);
+  define_step<&copy_rows_step>(m, "copy_rows", "to[r] = from[r]", py::arg("to"), py::arg("source"), py::arg("rows"),
+                               py::arg("row_bytes"), py::arg("to_stride"), py::arg("from_stride"), py::arg("threads"),
+                               py::arg("isa") = -1);
   define_step<&advance_step>(m, "advance", "at[i] += value", py::arg("at"), py::arg("count"), py::arg("value"),
                              py::arg("threads"), py::arg("isa") = -1);
 }

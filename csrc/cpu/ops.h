@@ -14,6 +14,8 @@ void register_moe_route(pybind11::module_& m);
 void register_moe_experts(pybind11::module_& m);
 void register_attention(pybind11::module_& m);
 void register_budget_step(pybind11::module_& m);
+void register_top_tokens(pybind11::module_& m);
+void register_logit_signals(pybind11::module_& m);
 void register_kv_append(pybind11::module_& m);
 void register_paged_attention(pybind11::module_& m);
 void register_move(pybind11::module_& m);

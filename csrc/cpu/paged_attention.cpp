@@ -1,5 +1,5 @@
-// paged_attention: work items of (query block of one row, key/value head, share of the keys), laid out at run time from
-// the positions: rows may have any number of queries and of keys.
+// paged_attention: work items of (query block of one row, key/value heads, share of the keys), laid out at run time
+// from the positions: rows may have any number of queries and of keys.
 #include <algorithm>
 
 #include "attention_span.h"
@@ -13,21 +13,21 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Queries q0..q1 of batch entry b over the keys of one row of the table, for each key/value head cut into shares of
-// `each` blocks. Where there are several shares, their results lie at `partial`.
+// Queries q0..q1 of batch entry b over the keys of one row of the table, for each `heads` key/value heads cut into
+// shares of `each` blocks. Where there are several shares, their results lie at `partial`, each head's `floats` long.
 struct QueryBlock {
-  int64_t row, b, q0, q1;
+  int64_t row, b, q0, q1, heads;
   KeySpan span;
-  int64_t each, shares, partial;
-  // Items of a row are numbered from `row_item` on, head by head, so that a head's keys are read by one item after the
-  // other; `before` of those of a head are of earlier blocks of the row. In a row's first block the number of its
-  // blocks and of a head's items.
+  int64_t each, shares, partial, floats;
+  // Items of a row are numbered from `row_item` on, heads by heads, so that their keys are read by one item after the
+  // other; `before` of those of the same heads are of earlier blocks of the row. In a row's first block the number of
+  // its blocks and of the items of the same heads.
   int64_t row_item, before, row_blocks, row_shares;
 };
 
 // What follows from the sizes alone: bounds of what the positions may ask for.
 struct Sizes {
-  int64_t group, most_queries, most_blocks, most_partials, partial_floats;
+  int64_t group, most_queries, most_blocks, row_floats, partial_floats;
   int64_t span_bytes, list_bytes, work_bytes, total_bytes;
 };
 
@@ -43,14 +43,17 @@ Sizes sizes_of(int64_t B, int64_t H, int64_t G, int64_t S, int64_t R, int64_t L,
   // A block that is cut has more than a share of the work, so there are at most twice as many shares as are aimed for.
   const int64_t by_length =
       z.most_blocks * G * std::min<int64_t>(ceil_div(ceil_div(L, kKeyBlock), kMinShareBlocks), kMaxSplits);
-  z.most_partials = L > kKeyBlock * kMinShareBlocks ? std::min(by_length, 2 * kEvenItemsPerThread * threads + G) : 0;
+  // Of as many rows as an item can have: one head's, or a few of each of several heads.
   const int64_t rows = std::min(S, z.most_queries) * z.group;
-  z.partial_floats = rows * QWENOPT_ATTENTION_PARTIAL_FLOATS(D);
+  const int64_t few = std::min<int64_t>(rows, kFewRows), heads = std::min<int64_t>(G, kMostHeads);
+  const int64_t most_rows =
+      std::min(by_length * rows, (2 * kEvenItemsPerThread * threads + G) * std::max(rows, few * heads));
+  z.row_floats = QWENOPT_ATTENTION_PARTIAL_FLOATS(D);
+  z.partial_floats = L > kKeyBlock * kMinShareBlocks ? most_rows * z.row_floats : 0;
   z.span_bytes = aligned(z.most_blocks * int64_t(sizeof(KeySpan)));
   z.list_bytes = aligned(z.most_blocks * int64_t(sizeof(QueryBlock)));
   z.work_bytes = aligned(QWENOPT_ATTENTION_PAGED_WORK_BYTES(D));
-  z.total_bytes =
-      64 + z.span_bytes + threads * (z.list_bytes + z.work_bytes) + aligned(z.most_partials * z.partial_floats * 4);
+  z.total_bytes = 64 + z.span_bytes + threads * (z.list_bytes + z.work_bytes) + aligned(z.partial_floats * 4);
   return z;
 }
 
@@ -62,6 +65,7 @@ struct PagedAttentionStep {
   const int32_t* q_starts;
   int64_t num_rows;
   int threads, members;
+  bool in_tiles;
   KeySpan* spans;
   char *lists, *work;
   float* partial;
@@ -77,6 +81,7 @@ struct PagedAttentionStep {
         num_rows(num_rows),
         threads(threads),
         members(args.B * args.H * args.S * args.L * args.D <= 32 * 1024 ? 1 : threads),
+        in_tiles(isa == kAmx && args.dtype == kBFloat16),
         spans(reinterpret_cast<KeySpan*>(scratch)),
         lists(scratch + sizes.span_bytes),
         work(lists + threads * sizes.list_bytes),
@@ -87,13 +92,20 @@ struct PagedAttentionStep {
     return std::min(std::max<int64_t>(q_starts[r + 1], begin), args.S);
   }
 
+  // How many heads an item has: the kernels in tiles take several of few rows, which must see the same keys.
+  int64_t heads_of(int64_t queries) const {
+    if (!in_tiles || queries * sizes.group > kFewRows || args.m_sh != 0) return 1;
+    return std::min<int64_t>(args.G, kMostHeads);
+  }
+
   // The last queries first: they see the most keys, and what is left at the end should be short.
   void cut(int64_t row, int64_t b, int64_t q0, int64_t q1, QueryBlock* list, int64_t* count) const {
     if (q1 <= q0) return;
     const int64_t number = ceil_div(q1 - q0, sizes.most_queries), each = ceil_div(q1 - q0, number);
+    const int64_t heads = heads_of(each);
     QueryBlock* first = list + *count;
     for (int64_t end = q1; end > q0; end -= each) {
-      list[(*count)++] = {row, b, std::max(end - each, q0), end, {0, 0}, 0, 1, -1, 0, 0, 0, 0};
+      list[(*count)++] = {row, b, std::max(end - each, q0), end, heads, {0, 0}, 0, 1, -1, 0, 0, 0, 0, 0};
     }
     first->row_blocks = list + *count - first;
   }
@@ -124,30 +136,31 @@ struct PagedAttentionStep {
   static int64_t blocks_of(const KeySpan& span) {
     return span.last <= span.first ? 0 : ceil_div(span.last, kKeyBlock) - span.first / kKeyBlock;
   }
-  // Reading a key costs as much as working on it for some 32 rows.
-  int64_t cost_of(const QueryBlock& block) const {
-    return blocks_of(block.span) * (32 + (block.q1 - block.q0) * sizes.group);
-  }
+  int64_t rows_of(const QueryBlock& block) const { return (block.q1 - block.q0) * sizes.group; }
+  int64_t items_of_share(const QueryBlock& block) const { return ceil_div(args.G, block.heads); }
+  // Of one head. Reading a key costs as much as working on it for some 32 rows.
+  int64_t cost_of(const QueryBlock& block) const { return blocks_of(block.span) * (32 + rows_of(block)); }
 
   // Cuts the keys of each block into shares; only positions and the thread count go in, so that a run is repeatable.
   int64_t share_out(QueryBlock* list, int64_t count) const {
-    int64_t total = 0, items = 0, partials = 0;
+    int64_t total = 0, items = 0, floats = 0;
     for (int64_t i = 0; i < count; ++i) total += cost_of(list[i]) * args.G;
     for (int64_t i = 0; i < count; ++i) {
       QueryBlock& block = list[i];
-      const int64_t blocks = blocks_of(block.span), cost = cost_of(block);
-      if (cost > 0 && sizes.most_partials > 0) {
+      const int64_t blocks = blocks_of(block.span), cost = cost_of(block) * block.heads;
+      block.floats = rows_of(block) * sizes.row_floats;
+      if (cost > 0 && sizes.partial_floats > 0) {
         const int64_t even = std::min(ceil_div(cost * kEvenItemsPerThread * threads, total), blocks / kEvenShareBlocks);
         const int64_t few = std::min(ceil_div(cost * kItemsPerThread * threads, total), blocks / kMinShareBlocks);
         const int64_t shares = std::min<int64_t>(std::max<int64_t>({even, few, 1}), kMaxSplits);
         block.each = ceil_div(blocks, shares);
         block.shares = ceil_div(blocks, block.each);
-        if (block.shares > 1 && partials + block.shares * args.G > sizes.most_partials) block.shares = 1;
+        if (block.shares > 1 && floats + block.shares * args.G * block.floats > sizes.partial_floats) block.shares = 1;
       }
       if (block.shares == 1) block.each = blocks;
       if (block.shares > 1) {
-        block.partial = partials;
-        partials += block.shares * args.G;
+        block.partial = floats;
+        floats += block.shares * args.G * block.floats;
       }
     }
     for (int64_t i = 0; i < count; i += list[i].row_blocks) {
@@ -156,7 +169,7 @@ struct PagedAttentionStep {
         list[i].row_shares += list[i + n].shares;
       }
       list[i].row_item = items;
-      items += list[i].row_shares * args.G;
+      items += list[i].row_shares * items_of_share(list[i]);
     }
     return items;
   }
@@ -175,14 +188,14 @@ struct PagedAttentionStep {
     }
     for (int64_t i = 0; i < count; ++i) list[i].span = args.mask_kind != kNoMask ? spans[i] : span_of(list[i]);
     if (works) attend_items(list, share_out(list, count), team);
-    if (sizes.most_partials == 0) return;
+    if (sizes.partial_floats == 0) return;
     if (members > 1) team.barrier();
     int64_t turn = 0;
     for (int64_t i = 0; i < count; ++i) {
       const QueryBlock& block = list[i];
       for (int64_t g = 0; g < args.G && block.shares > 1; ++g) {
         if (turn++ % std::min(members, team.size) != team.id) continue;
-        combine(args, {block.b, g, block.q0, block.q1, block.shares, partial_of(block, g, 0), sizes.partial_floats});
+        combine(args, {block.b, g, block.q0, block.q1, block.shares, partial_of(block, g, 0), block.floats});
       }
     }
   }
@@ -197,12 +210,12 @@ struct PagedAttentionStep {
   }
 
   float* partial_of(const QueryBlock& block, int64_t g, int64_t share) const {
-    return partial + (block.partial + g * block.shares + share) * sizes.partial_floats;
+    return partial + block.partial + (g * block.shares + share) * block.floats;
   }
 
   struct Share {
     const QueryBlock* block;
-    int64_t g;
+    int64_t g, heads;
     KeySpan keys;
     float* partial;
   };
@@ -211,12 +224,14 @@ struct PagedAttentionStep {
   bool take(const QueryBlock** row, int64_t items, Share* share) {
     const int64_t item = counter.take();
     if (item >= items) return false;
-    while (item >= (*row)->row_item + (*row)->row_shares * args.G) *row += (*row)->row_blocks;
-    const int64_t in_row = item - (*row)->row_item, g = in_row / (*row)->row_shares, at = in_row % (*row)->row_shares;
+    while (item >= (*row)->row_item + (*row)->row_shares * items_of_share(**row)) *row += (*row)->row_blocks;
+    const int64_t in_row = item - (*row)->row_item, at = in_row % (*row)->row_shares;
+    const int64_t g = in_row / (*row)->row_shares * (*row)->heads;
     const QueryBlock* block = *row;
     while (at >= block->before + block->shares) ++block;
     const int64_t part = at - block->before;
-    *share = {block, g, {0, 0}, block->shares > 1 ? partial_of(*block, g, part) : nullptr};
+    const int64_t heads = std::min(block->heads, args.G - g);
+    *share = {block, g, heads, {0, 0}, block->shares > 1 ? partial_of(*block, g, part) : nullptr};
     if (block->span.last > block->span.first) {
       const int64_t first = (block->span.first / kKeyBlock + part * block->each) * kKeyBlock;
       share->keys = {first, std::min(first + block->each * kKeyBlock, block->span.last)};
@@ -230,11 +245,11 @@ struct PagedAttentionStep {
     bool asked = false;
     for (bool some = take(&list, items, &now); some; now = then) {
       some = take(&list, items, &then);
-      if (!some) then = {now.block, 0, {0, 0}, nullptr};
-      const QueryBlock& block = *now.block;
-      kernel(args,
-             {block.b, block.row, now.g, block.q0, block.q1, now.keys.first, now.keys.last, now.partial,
-              then.block->row, then.g, then.keys.first, then.keys.last, asked, work + team.id * sizes.work_bytes});
+      if (!some) then = {now.block, 0, 1, {0, 0}, nullptr};
+      const QueryBlock &block = *now.block, &next = *then.block;
+      kernel(args, {block.b, block.row, now.g, now.heads, block.q0, block.q1, now.keys.first, now.keys.last,
+                    now.partial, block.shares * block.floats, next.row, then.g, then.heads, then.keys.first,
+                    then.keys.last, asked, work + team.id * sizes.work_bytes});
       asked = some && now.keys.last > now.keys.first;
     }
   }

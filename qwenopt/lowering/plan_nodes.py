@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from qwenopt.ops.steps import Address, Array, NotPlanned, Steps
 
@@ -17,6 +18,8 @@ from qwenopt.ops.steps import Address, Array, NotPlanned, Steps
 _VIEWS = frozenset(
     {"view", "reshape", "transpose", "permute", "contiguous", "unsqueeze", "squeeze", "flatten", "unflatten", "getitem"}
 )
+
+SMALL_BYTES = 64 << 10  # what one thread copies while the others wait
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def record(steps: Steps, node: Node, args: tuple[Any, ...], kwargs: dict[str, An
 
 def _view(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array:
     x: Array = args[0]
-    if len(node.all_input_nodes) > 1:
+    if any(isinstance(value, Array) for value in tree_leaves((args[1:], kwargs))):
         raise NotPlanned(f"{node.target} by the values of a tensor")
     if not all(isinstance(stride, int) for stride in x.strides):
         raise NotPlanned("a view of a tensor whose strides are only known at run time")
@@ -84,6 +87,34 @@ def _advance(steps: Steps, x: Any, value: Any) -> Array:
         raise NotPlanned("add_ to something else than a counter")
     steps.add("advance", (x.data_ptr(), x.numel(), value), (x,), (x,), serial=True)
     return x
+
+
+def _where(steps: Steps, which: Any, a: Any, b: Any) -> Array:
+    arrays = [x for x in (a, b) if isinstance(x, Array)]
+    known = all(isinstance(x, int | Array) for x in (a, b)) and isinstance(which, Array) and which.dtype == torch.bool
+    fits = known and all(x.dtype == torch.int64 and x.shape == which.shape for x in arrays)
+    if not (fits and arrays and all(x.is_contiguous() for x in (which, *arrays))):
+        raise NotPlanned("a where of anything but ids")
+    out = steps.empty(which.static_shape(), torch.int64)
+    addresses = (x.data_ptr() if isinstance(x, Array) else 0 for x in (a, b))
+    numbers = (x if isinstance(x, int) else 0 for x in (a, b))
+    operands = (which.data_ptr(), *addresses, *numbers, out.data_ptr(), which.numel())
+    steps.add("choose", operands, (which, *arrays), (out,), serial=True)
+    return out
+
+
+def _copy(steps: Steps, x: Any, source: Any) -> Array:
+    same = isinstance(x, Array) and isinstance(source, Array) and (x.dtype, x.shape) == (source.dtype, source.shape)
+    if not (same and x.dim() in (1, 2) and x.stride(-1) == source.stride(-1) == 1):
+        raise NotPlanned("copy_ to another dtype, shape or layout")
+    if x.numel() * x.dtype.itemsize > SMALL_BYTES:
+        raise NotPlanned("a large copy_")
+    shape, size = x.static_shape(), x.dtype.itemsize
+    rows = shape[0] if x.dim() == 2 else 1
+    strides = tuple(t.stride(0) * size if x.dim() == 2 else 0 for t in (x, source))
+    operands = (x.data_ptr(), source.data_ptr(), rows, shape[-1] * size, *strides)
+    steps.add("copy_rows", operands, (source,), (x,), serial=True)
+    return x  # type: ignore[no-any-return]
 
 
 def _index_copy(steps: Steps, x: Any, dim: Any, index: Any, source: Any) -> Array:
@@ -132,6 +163,8 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "arange": _arange,
     "add": _add,
     "add_": _advance,
+    "where": _where,
+    "copy_": _copy,
     "index_copy_": _index_copy,
     "cat": _cat,
 }

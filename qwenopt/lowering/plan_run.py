@@ -16,7 +16,7 @@ from qwenopt.lowering import plan_memory
 from qwenopt.ops.steps import Address, Array, Buffer, NotPlanned, Number, Size
 
 if TYPE_CHECKING:
-    from qwenopt.lowering.plan import Recording
+    from qwenopt.lowering.plan_recording import Recording
 
 _ARENA = 0  # slot of the arena's address among the values of a run; inputs, new tensors and sizes follow
 

@@ -10,6 +10,7 @@ from qwenopt.ops.kv_append import KV_APPEND
 from qwenopt.ops.kv_gather import KV_GATHER, PAGED_MASK
 from qwenopt.ops.kv_reserve import KV_RESERVE
 from qwenopt.ops.linear import LINEAR
+from qwenopt.ops.logit_signals import LOGIT_SIGNALS
 from qwenopt.ops.moe_experts import MOE_EXPERTS
 from qwenopt.ops.moe_route import MOE_ROUTE
 from qwenopt.ops.op import Choice, Op, Provider
@@ -17,6 +18,7 @@ from qwenopt.ops.paged_attention import PAGED_ATTENTION
 from qwenopt.ops.qk_norm_rope import QK_NORM_ROPE
 from qwenopt.ops.rms_norm import RMS_NORM
 from qwenopt.ops.silu_mul import SILU_MUL
+from qwenopt.ops.top_tokens import TOP_TOKENS
 
 OPS: dict[str, Op] = {
     op.name: op
@@ -34,7 +36,9 @@ OPS: dict[str, Op] = {
         MOE_ROUTE,
         MOE_EXPERTS,
         LINEAR,
+        LOGIT_SIGNALS,
         BUDGET_GUARD,
+        TOP_TOKENS,
         BUDGET_STEP,
     )
 }
@@ -48,6 +52,7 @@ __all__ = [
     "KV_GATHER",
     "KV_RESERVE",
     "LINEAR",
+    "LOGIT_SIGNALS",
     "MOE_EXPERTS",
     "MOE_ROUTE",
     "OPS",
@@ -56,6 +61,7 @@ __all__ = [
     "QK_NORM_ROPE",
     "RMS_NORM",
     "SILU_MUL",
+    "TOP_TOKENS",
     "Choice",
     "Op",
     "Provider",

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.rms_norm import check_norm, rms_norm
 from qwenopt.ops.steps import Array, Steps, need_contiguous
+from qwenopt.ops.triton import add_rms_norm as by_triton
 
 
 def _check(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
@@ -55,3 +56,6 @@ def add_rms_norm_cpu(x: Tensor, residual: Tensor, weight: Tensor, eps: float) ->
     out, total = torch.empty_like(x), torch.empty_like(x)
     cpu.lib().add_rms_norm(*_operands(x, residual, weight, out, total, eps), cpu.threads())
     return out, total
+
+
+ADD_RMS_NORM.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.add_rms_norm)

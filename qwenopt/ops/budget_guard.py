@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.budget_state import MAX_EOS, NUM_IDS, WIDTH, Bit, Column, Id, Phase
+from qwenopt.ops.cuda import budget_step as cuda_kernels
+from qwenopt.ops.cuda.providers import register
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps, need_contiguous
+from qwenopt.ops.triton import budget_guard as by_triton
 
 
 def _check(logits: Tensor, state: Tensor, ids: Tensor) -> None:
@@ -89,3 +92,10 @@ def _record(steps: Steps, logits: Array, state: Array, ids: Array) -> None:
 @BUDGET_GUARD.provider("cpu", "cpu", available=cpu.available, accepts=_accepts, record=_record)
 def budget_guard_cpu(logits: Tensor, state: Tensor, ids: Tensor) -> None:
     cpu.lib().budget_guard(*_operands(logits, state, ids, logits.stride(0)), cpu.threads())
+
+
+BUDGET_GUARD.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.budget_guard)
+
+
+# Behind Triton, which is ahead or not by a measurement on a GPU; none was made yet.
+register(BUDGET_GUARD, cuda_kernels.accepts_guard, cuda_kernels.guard)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.budget_state import (
     FLOATS,
     HASH_FACTOR,
@@ -32,8 +32,11 @@ from qwenopt.ops.budget_state import (
     Reason,
     Signal,
 )
+from qwenopt.ops.cuda import budget_step as cuda_kernels
+from qwenopt.ops.cuda.providers import register
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps, need_contiguous
+from qwenopt.ops.triton import budget_step as by_triton
 
 Columns = dict[Column, Tensor]
 _RULE_STATE = (Column.GRACE, Column.PENDING, Column.MARGIN_COUNT, Column.LOOP_HITS, Column.ENTROPY_COUNT)
@@ -282,3 +285,10 @@ def budget_step_cpu(
     out = torch.empty_like(sampled)
     cpu.lib().budget_step(*_operands(sampled, signals, state, forced, lut, ids, out), cpu.threads())
     return out
+
+
+BUDGET_STEP.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.budget_step)
+
+
+# Behind Triton, which is ahead or not by a measurement on a GPU; none was made yet.
+register(BUDGET_STEP, cuda_kernels.accepts_step, cuda_kernels.step)

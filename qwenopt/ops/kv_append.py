@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from qwenopt.ops import cpu, triton
+from qwenopt.ops.cuda import kv_append as cuda_kernels
+from qwenopt.ops.cuda.providers import register
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps
 from qwenopt.ops.triton import kv_append as by_triton
@@ -188,3 +190,7 @@ def kv_append_cpu(
 
 
 KV_APPEND.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.kv_append)
+
+
+# Behind Triton, which is ahead or not by a measurement on a GPU; none was made yet.
+register(KV_APPEND, cuda_kernels.accepts, cuda_kernels.kv_append)

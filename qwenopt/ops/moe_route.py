@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps, need_contiguous
+from qwenopt.ops.triton import moe_route as by_triton
 
 
 def _check(logits: Tensor, top_k: int, norm_topk_prob: bool) -> None:
@@ -61,3 +62,6 @@ def moe_route_cpu(logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Ten
     indices = torch.empty((logits.shape[0], top_k), dtype=torch.int64)
     cpu.lib().moe_route(*_operands(logits, weights, indices, norm_topk_prob), cpu.threads())
     return weights, indices
+
+
+MOE_ROUTE.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.moe_route)

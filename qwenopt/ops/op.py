@@ -128,3 +128,8 @@ class Op:
             self.check(*args)
         provider = self.choose(args).provider
         return provider.fn(*args) if provider is not None else self.reference(*args)
+
+
+def call(op: Op, *args: Any) -> Any:
+    """The op itself in a graph that is being traced, its best kernel outside of one."""
+    return op.default(*args) if torch.compiler.is_compiling() else op(*args)

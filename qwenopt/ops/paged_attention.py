@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from qwenopt.ops import cpu, triton
 from qwenopt.ops.attention import MASK_KINDS, MAX_HEAD_DIM
+from qwenopt.ops.cuda import paged_attention as cuda_kernels
+from qwenopt.ops.cuda.providers import register
 from qwenopt.ops.kv_append import check_pools, pools_fit
 from qwenopt.ops.kv_gather import check_table, kv_gather, paged_mask
 from qwenopt.ops.op import Op
@@ -250,3 +252,5 @@ def paged_attention_cpu(
 PAGED_ATTENTION.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(
     by_triton.paged_attention
 )
+# Behind Triton, which is ahead or not by a measurement on a GPU; none was made yet.
+register(PAGED_ATTENTION, cuda_kernels.accepts, cuda_kernels.paged_attention_of_any)

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
+from qwenopt.ops.cuda import qk_norm_rope as cuda_kernels
+from qwenopt.ops.cuda.providers import register
 from qwenopt.ops.op import Op
 from qwenopt.ops.rms_norm import check_norm, rms_norm
 from qwenopt.ops.steps import Array, Steps, need_contiguous
+from qwenopt.ops.triton import qk_norm_rope as by_triton
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -100,3 +103,10 @@ def qk_norm_rope_cpu(
     tensors = (q, k, q_weight, k_weight, cpu.as_rows(cos), cpu.as_rows(sin))
     cpu.lib().qk_norm_rope(*_operands(tensors, q_out, k_out, eps), cpu.threads())
     return q_out.transpose(1, 2), k_out.transpose(1, 2)
+
+
+QK_NORM_ROPE.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.qk_norm_rope)
+
+
+# Behind Triton, which is ahead or not by a measurement on a GPU; none was made yet.
+register(QK_NORM_ROPE, cuda_kernels.accepts, cuda_kernels.qk_norm_rope)

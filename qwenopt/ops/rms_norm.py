@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps, need_contiguous
+from qwenopt.ops.triton import rms_norm as by_triton
 
 
 def check_norm(op: str, x: Tensor, weight: Tensor) -> None:
@@ -64,3 +65,6 @@ def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x)
     cpu.lib().rms_norm(*_operands(x, weight, out, eps), cpu.threads())
     return out
+
+
+RMS_NORM.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.rms_norm)

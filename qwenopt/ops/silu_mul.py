@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps, need_contiguous
+from qwenopt.ops.triton import silu_mul as by_triton
 
 
 def _check(gate: Tensor, up: Tensor) -> None:
@@ -52,3 +53,6 @@ def silu_mul_cpu(gate: Tensor, up: Tensor) -> Tensor:
     out = torch.empty_like(gate)
     cpu.lib().silu_mul(*_operands(gate, up, out), cpu.threads())
     return out
+
+
+SILU_MUL.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.silu_mul)

@@ -26,6 +26,7 @@ from qwenopt.errors import QwenoptError
 from qwenopt.ops.kv_reserve import HANDLES
 from qwenopt.runtime.cache_stats import CacheStats, stats_of
 from qwenopt.runtime.paged_layer import PagedLayer, Places
+from qwenopt.runtime.pool_memory import zeros
 from qwenopt.runtime.rows import Rows
 
 
@@ -81,7 +82,7 @@ class PagedKVCache(Cache):
         config = self.config
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (self.num_pages, config.num_key_value_heads, self.page_size, dim)
-        keys, values = (torch.zeros(shape, dtype=self.kv_dtype, device=self.device) for _ in range(2))
+        keys, values = (zeros(shape, self.kv_dtype, self.device) for _ in range(2))
         if self.kv_dtype != torch.int8:
             return keys, values, None, None
         scales = (torch.zeros(shape[:3], dtype=torch.float32, device=self.device) for _ in range(2))

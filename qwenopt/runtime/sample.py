@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qwenopt.ops.op import call
+from qwenopt.ops.top_tokens import TOP_TOKENS
+
 # Columns of Sampler.settings.
 TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(7)
 LOW32 = 0xFFFFFFFF
@@ -92,8 +95,8 @@ class Sampler(nn.Module):
 
     What the graph can do is fixed when the sampler is made, and `set_row` refuses what it cannot:
 
-    * `greedy=True`: argmax and nothing else, the fastest;
-    * `max_top_k=64`: rows keep at most that many candidates, found by `topk`; None sorts the whole vocabulary, which
+    * `greedy=True`: the likeliest token and nothing else, the fastest;
+    * `max_top_k=64`: rows keep at most that many candidates; None sorts the whole vocabulary, which
       `top_k=0` needs;
     * `vocab_size=V` makes room for penalties: what each row has seen, 5 bytes per row and token of the vocabulary.
 
@@ -130,6 +133,11 @@ class Sampler(nn.Module):
     steps: Tensor
     counts: Tensor
     prompt: Tensor
+
+    @property
+    def reads_settings(self) -> bool:
+        """Whether rows have settings at all; where not, each takes its likeliest token."""
+        return not self.greedy or self.penalties
 
     @classmethod
     def fitting(
@@ -215,19 +223,18 @@ class Sampler(nn.Module):
 
         active bool [R]: rows whose random numbers go on; what the others get means nothing (default: all).
         """
-        if self.greedy and not self.penalties:
-            return logits.argmax(-1)
+        if not self.reads_settings:
+            return _best(logits)
         first, second = self.settings[0], self.settings[1]
         settings = first if answering is None else torch.where(answering[:, None], second, first)
         if self.penalties:
             logits = self._penalised(logits.float(), settings)
-        best = logits.argmax(-1)
         if self.greedy:
-            return best
+            return _best(logits)
         size = logits.shape[-1] if self.max_top_k is None else min(self.max_top_k, logits.shape[-1])
-        values, ids = logits.topk(size) if size < logits.shape[-1] else logits.sort(descending=True, stable=True)
+        values, ids = call(TOP_TOKENS, logits, size)
         chosen = ids.gather(1, _choose(values.float(), settings, self._uniform(active))).squeeze(1)
-        return torch.where(settings[:, TEMPERATURE] == 0, best, chosen)
+        return torch.where(settings[:, TEMPERATURE] == 0, ids[:, 0], chosen)
 
     def _penalised(self, logits: Tensor, settings: Tensor) -> Tensor:
         factor, presence, frequency = (settings[:, i, None] for i in (REPETITION, PRESENCE, FREQUENCY))
@@ -241,6 +248,12 @@ class Sampler(nn.Module):
         counter = (self.keys[:, 0] + self.steps * 0x9E3779B9) & LOW32
         self.steps.add_(1 if active is None else active.long())
         return _mix(_mix(counter) ^ self.keys[:, 1]).double() * 2.0**-32
+
+
+def _best(logits: Tensor) -> Tensor:
+    """The likeliest token of each row, int64 [R]."""
+    ids: Tensor = call(TOP_TOKENS, logits, 1)[1]
+    return ids.squeeze(1)
 
 
 def _choose(values: Tensor, settings: Tensor, uniform: Tensor) -> Tensor:

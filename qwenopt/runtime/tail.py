@@ -78,7 +78,7 @@ class Choices:
         answer = None if config is None else config.answer_sampling
         if sampling.seed is not None:  # rows of one seed differ, and a row is the same in any company
             sampling = replace(sampling, seed=(sampling.seed + index) % (1 << 64))
-        if not sampler.greedy or sampler.penalties:
+        if sampler.reads_settings:
             sampler.set_row(line, sampling, answer=answer, prompt_ids=prompt)
         if self.tail.thinking is not None:
             self.tail.thinking.admit(line, config, prompt, max_new_tokens)

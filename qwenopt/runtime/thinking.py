@@ -140,22 +140,24 @@ class ThinkingConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> ThinkingConfig:
         """The inverse of `to_dict`; an unknown key raises."""
         fields = dict(values)
-        if "exits" in fields:
-            fields["exits"] = tuple(exit_from_dict(rule) for rule in fields["exits"])
-        if fields.get("answer_sampling") is not None and not isinstance(fields["answer_sampling"], SamplingParams):
+        if isinstance(fields.get("answer_sampling"), Mapping):
             fields["answer_sampling"] = SamplingParams(**fields["answer_sampling"])
-        if isinstance(fields.get("implicit_end_ids"), list):
-            fields["implicit_end_ids"] = tuple(fields["implicit_end_ids"])
         return cls.from_kwargs(**fields)
 
     @classmethod
     def from_kwargs(cls, *, max_new_tokens: int | None = None, **fields: Any) -> ThinkingConfig:
         """From the fields, or under the names that other engines have for them (`thinking_names`).
 
-        Unknown names, and what cannot be enforced, raise ValueError; nothing is ignored.
+        Exit rules may be dicts. Unknown names, and what cannot be enforced, raise ValueError; nothing is
+        ignored.
         """
         from qwenopt.runtime.thinking_names import normalise
 
+        if isinstance(fields.get("exits"), (list, tuple)):
+            rules = fields["exits"]
+            fields["exits"] = tuple(exit_from_dict(rule) if isinstance(rule, Mapping) else rule for rule in rules)
+        if isinstance(fields.get("implicit_end_ids"), list):
+            fields["implicit_end_ids"] = tuple(fields["implicit_end_ids"])
         return cls(**normalise(fields, {f.name for f in dataclasses.fields(cls)}, max_new_tokens))
 
     @classmethod

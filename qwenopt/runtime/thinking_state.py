@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from qwenopt.ops.budget_guard import BUDGET_GUARD
 from qwenopt.ops.budget_state import NO_ID, RING, WIDTH, Bit, Column, Id, Phase, Reason, Signal
 from qwenopt.ops.budget_step import BUDGET_STEP
+from qwenopt.ops.logit_signals import LOGIT_SIGNALS
+from qwenopt.ops.op import call
 from qwenopt.runtime.sample import Sampler
 from qwenopt.runtime.thinking import ThinkingConfig, ThinkingStats, check_budget
 from qwenopt.runtime.thinking_exits import BOUNDARY_BITS, EntropyRule, LoopRule, MarginRule, ProbeRule
@@ -20,7 +22,7 @@ from qwenopt.runtime.thinking_tokens import ThinkingTokens
 SOFT_SHARE = 0.3  # of the budget, at its end, over which the soft bias grows
 # Plain numbers for what Dynamo traces: it does not compare tensors with members of an enumeration.
 _PHASE, _ANSWER = int(Column.PHASE), int(Phase.ANSWER)
-_MARGIN, _ENTROPY, _PROBE = (int(signal) for signal in Signal)
+_PROBE = int(Signal.PROBE)  # behind the two that logit_signals gives
 UTF8_SLACK = 3  # tokens by which a whole character may put off a cut
 
 
@@ -77,7 +79,8 @@ class ThinkingState(nn.Module):
         Rows outside active (bool [R]; None: all) stay as they are, and what they get means nothing.
         """
         self.adjust_(logits, hidden)
-        ids = self.step(sampler(logits, self.answering(), active), active)
+        answering = self.answering() if sampler.reads_settings else None  # what nobody reads is computed all the same
+        ids = self.step(sampler(logits, answering, active), active)
         sampler.observe(ids, active)
         return ids
 
@@ -87,15 +90,12 @@ class ThinkingState(nn.Module):
         In place; a row for which nothing is asked keeps every bit. `hidden` [R, N] is for the probe.
         """
         if self.reads:
-            columns = [self.signals[:, i] for i in range(self.signals.shape[1])]
-            if "margin" in self.reads:
-                columns[_MARGIN] = logits.amax(-1).float() - logits[:, self.end].float()
-            if "entropy" in self.reads:
-                columns[_ENTROPY] = torch.special.entr(logits.float().softmax(-1)).sum(-1)
+            if self.reads & {"margin", "entropy"}:
+                found = call(LOGIT_SIGNALS, logits, self.end, "entropy" in self.reads)
+                self.signals[:, :_PROBE].copy_(found)
             if self.probe is not None and hidden is not None:
-                columns[_PROBE] = self.probe(hidden).float().reshape(-1)
-            self.signals.copy_(torch.stack(columns, 1))
-        _call(BUDGET_GUARD, logits, self.state, self.ids)
+                self.signals[:, _PROBE].copy_(self.probe(hidden).reshape(-1))
+        call(BUDGET_GUARD, logits, self.state, self.ids)
         return logits
 
     def step(self, sampled: Tensor, active: Tensor | None = None) -> Tensor:
@@ -104,7 +104,7 @@ class ThinkingState(nn.Module):
         Rows outside active (bool [R]; None: all) keep their state and their sampled token.
         """
         given = sampled if active is None else torch.where(active, sampled, NO_ID)
-        out: Tensor = _call(BUDGET_STEP, given, self.signals, self.state, self.forced, self.lut, self.ids)
+        out: Tensor = call(BUDGET_STEP, given, self.signals, self.state, self.forced, self.lut, self.ids)
         return out if active is None else torch.where(active, out, sampled)
 
     def answering(self) -> Tensor:
@@ -278,11 +278,6 @@ class ThinkingState(nn.Module):
 def bits(value: float) -> int:
     """The bits of a float32, as an int32."""
     return int(struct.unpack("<i", struct.pack("<f", value))[0])
-
-
-def _call(op: Any, *args: Any) -> Any:
-    """The op in a graph, its best kernel outside of one."""
-    return op.default(*args) if torch.compiler.is_compiling() else op(*args)
 
 
 __all__ = ["Id", "ThinkingState", "bits"]

@@ -100,6 +100,16 @@ def _sentinel() -> tuple[Any, ...]:
     return x, indices, weights, gate_up, down
 
 
+def _repeating(rows: int, size: int) -> Tensor:
+    """Logits of which many are equal, the largest too."""
+    return (4 * torch.randn(rows, size)).round().clamp(max=6)
+
+
+def _partly_hidden(rows: int, size: int) -> Tensor:
+    """Logits of which all but every third are -inf."""
+    return torch.randn(rows, size).masked_fill(torch.arange(size) % 3 > 0, -torch.inf)
+
+
 _MAKERS: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
     "rms_norm": {
         "decode": lambda: _norm(1, 1, 1024),
@@ -202,6 +212,29 @@ _MAKERS: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
             torch.rand(2, 2),
             *_experts(2, 4, 2, 32, 16)[3:],
         ),
+    },
+    "top_tokens": {
+        "decode": lambda: (torch.randn(1, 40000), 1),
+        "prefill": lambda: (torch.randn(5, 517), 20),
+        "odd": lambda: (torch.randn(3, 37), 7),
+        "all of them": lambda: (torch.randn(2, 40), 40),
+        "one token": lambda: (torch.randn(3, 1), 1),
+        "equal ones": lambda: (_repeating(4, 3000), 64),
+        "all equal": lambda: (torch.zeros(2, 500), 5),
+        "hidden ones": lambda: (_partly_hidden(2, 300), 120),
+        "past the kernel": lambda: (torch.randn(2, 1500), 1100),
+        "no rows": lambda: (torch.randn(0, 40), 2),
+    },
+    "logit_signals": {
+        "decode": lambda: (torch.randn(1, 40000), 39999, True),
+        "prefill": lambda: (4 * torch.randn(5, 517), 0, True),
+        "margin alone": lambda: (torch.randn(3, 5000), 17, False),
+        "odd": lambda: (torch.randn(3, 37), 7, True),
+        "steep": lambda: (60 * torch.randn(4, 4097), 2, True),
+        "all equal": lambda: (torch.zeros(2, 9000), 0, True),
+        "hidden ones": lambda: (_partly_hidden(2, 9000), 3, True),
+        "one token": lambda: (torch.randn(3, 1), 0, True),
+        "no rows": lambda: (torch.randn(0, 40), 2, True),
     },
 }
 CASES = [Case(op, name, make) for op, makers in _MAKERS.items() for name, make in makers.items()]

@@ -78,6 +78,18 @@ def moe_route(logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Tensor,
     return (values / values.sum(-1, keepdim=True) if norm_topk_prob else values), indices
 
 
+def top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, ids = torch.sort(logits.double(), dim=-1, descending=True, stable=True)
+    return values[:, :k], ids[:, :k]
+
+
+def logit_signals(logits: Tensor, end: int, entropy: bool) -> Tensor:
+    wide = logits.double()
+    shares = wide.softmax(-1)
+    nats = -(shares * torch.where(shares > 0, shares, 1.0).log()).sum(-1)
+    return torch.stack((wide.amax(-1) - wide[:, end], nats if entropy else torch.zeros_like(nats)), 1)
+
+
 def moe_experts(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """Token by token, slot by slot; an id equal to the number of experts adds nothing."""
     out = torch.zeros(x.shape, dtype=torch.float64)
@@ -190,5 +202,7 @@ FORMULAS: dict[str, Any] = {
         paged_attention,
         moe_route,
         moe_experts,
+        top_tokens,
+        logit_signals,
     )
 }

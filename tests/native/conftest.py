@@ -115,6 +115,29 @@ class Kernels:
         )  # fmt: skip
         return weights, indices
 
+    def top_tokens(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        r, v = logits.shape
+        values, ids = self.empty(r, k, dtype=logits.dtype), self.empty(r, k, dtype=torch.int64)
+        size = self.C.top_tokens_scratch_bytes(r, v, k, self.threads)
+        scratch = self.scratch(size)
+        self.C.top_tokens(
+            logits.data_ptr(), values.data_ptr(), ids.data_ptr(), scratch.data_ptr(), r, v, k, logits.stride(0),
+            code(logits.dtype), *self.last,
+        )  # fmt: skip
+        self.keep(scratch, size)
+        return values, ids
+
+    def logit_signals(self, logits: Tensor, end: int, entropy: bool) -> Tensor:
+        r, v = logits.shape
+        out, size = self.empty(r, 2, dtype=torch.float32), self.C.logit_signals_scratch_bytes(r, v)
+        scratch = self.scratch(size)
+        self.C.logit_signals(
+            logits.data_ptr(), out.data_ptr(), scratch.data_ptr(), r, v, end, logits.stride(0), entropy,
+            code(logits.dtype), *self.last,
+        )  # fmt: skip
+        self.keep(scratch, size)
+        return out
+
     def moe_experts(self, x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         (t, n), (e, two_i, _), k = x.shape, gate_up.shape, indices.shape[1]
         out = self.empty(t, n, dtype=x.dtype)

@@ -6,38 +6,14 @@ import pytest
 import torch
 
 from qwenopt.ops.budget_guard import BUDGET_GUARD
-from qwenopt.ops.budget_state import HASH_MASK, NO_ID, RING, Column, Phase
+from qwenopt.ops.budget_state import Column, Phase
 from qwenopt.ops.budget_step import BUDGET_STEP
-
-ROWS, VOCAB, LENGTH = 64, 50, 12
-
-
-def arguments(seed: int) -> list[torch.Tensor]:
-    """Rows in every phase with small random numbers in all columns, so that all conditions come both ways."""
-    torch.manual_seed(seed)
-    state = torch.randint(-1, 7, (ROWS, 128), dtype=torch.int32)
-    state[:, Column.PHASE] = torch.randint(0, 7, (ROWS,))
-    state[:, Column.PENDING] = torch.randint(0, 7, (ROWS,))
-    state[:, Column.CTRL] = torch.rand(ROWS) < 0.1
-    for column in (Column.MARGIN_TAU, Column.ENTROPY_DELTA, Column.ENTROPY_ETA, Column.ENTROPY_ALPHA,
-                   Column.ENTROPY_MEAN, Column.ENTROPY_VAR, Column.PROBE_TAU, Column.SOFT_BIAS):  # fmt: skip
-        state[:, column] = torch.rand(ROWS).view(torch.int32)
-    state[:, Column.IMPLICIT : Column.IMPLICIT + 4] = torch.tensor([3, NO_ID, NO_ID, NO_ID])
-    state[:, Column.LAST] = torch.randint(0, 256, (ROWS,))
-    for column in (Column.BUDGET_SKIP, Column.EXIT_SKIP):
-        state[:, column] = torch.randint(0, 2, (ROWS,))
-    state[:, Column.LOOP_HASH] = torch.randint(0, HASH_MASK, (ROWS,))
-    state[:, Column.LOOP_NEXT] = torch.randint(0, RING, (ROWS,))
-    ids = torch.tensor([0, 1, 2, NO_ID, 4, 5, NO_ID, NO_ID], dtype=torch.int32)
-    sampled = torch.where(torch.rand(ROWS) < 0.5, torch.randint(-2, 7, (ROWS,)), torch.randint(0, VOCAB, (ROWS,)))
-    forced = torch.randint(0, VOCAB, (ROWS, LENGTH), dtype=torch.int32)
-    lut = torch.randint(0, 256, (VOCAB - 3,), dtype=torch.uint8)  # some ids lie outside
-    return [sampled, torch.rand(ROWS, 3), state, forced, lut, ids]
+from qwenopt.testing.budget_rows import LENGTH, ROWS, VOCAB, random_rows
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_step_is_the_references(kernels, isa, seed):
-    args, same = arguments(seed), arguments(seed)
+    args, same = random_rows(seed), random_rows(seed)
     out = torch.full((ROWS,), -7)
     kernels.C.budget_step(*(a.data_ptr() for a in args), out.data_ptr(), ROWS, LENGTH, VOCAB - 3, 2, isa)
     assert torch.equal(out, BUDGET_STEP.reference(*same))
@@ -47,7 +23,7 @@ def test_step_is_the_references(kernels, isa, seed):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_guard_is_the_references(kernels, check, isa, dtype, seed):
-    _, _, state, _, _, ids = arguments(seed)
+    _, _, state, _, _, ids = random_rows(seed)
     state[:, Column.SINCE] = torch.randint(-1, 4, (ROWS,))
     logits = check.randn(ROWS, VOCAB + 7, dtype=dtype)
     same = logits.clone()
@@ -60,7 +36,7 @@ def test_guard_is_the_references(kernels, check, isa, dtype, seed):
 
 def test_both_are_steps_of_a_plan(kernels, isa):
     """Guard, then step, on the same state, by the values of one run."""
-    args, same = arguments(3), arguments(3)
+    args, same = random_rows(3), random_rows(3)
     logits = torch.randn(ROWS, VOCAB)
     again, out = logits.clone(), torch.full((ROWS,), -7)
     tensors = [logits, *args, out]
@@ -77,7 +53,7 @@ def test_both_are_steps_of_a_plan(kernels, isa):
 
 
 def test_arguments_are_checked(kernels):
-    args = arguments(0)
+    args = random_rows(0)
     with pytest.raises(ValueError, match="budget_step: state is a null pointer"):
         kernels.C.budget_step(1, 1, 0, 1, 1, 1, 1, ROWS, LENGTH, VOCAB, 1)
     with pytest.raises(ValueError, match="budget_step: L is 0; it must be at least 1"):

@@ -173,6 +173,15 @@ def test_moe_experts(kernels, check, isa, dtype, pages, route, t, n, i):
     run(kernels, check, isa, pages, "moe_experts", x, indices, weights, gate_up, down)
 
 
+# Columns beside a vector's, a block's and a part's length; k from one to all.
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize(("size", "k"), [(1, 1), (17, 17), (65, 1), (131, 20), (4100, 64), (33001, 1024)])
+def test_tail(kernels, check, isa, dtype, pages, rows, size, k):
+    logits = check.randn(rows, size, dtype=dtype)
+    run(kernels, check, isa, pages, "top_tokens", logits, k)
+    run(kernels, check, isa, pages, "logit_signals", logits, size - 1, True)
+
+
 # (B, H, G, S, L, D): in place, packed, in tiles; head sizes and lengths beside a vector's, a block's and a tile's.
 @pytest.mark.parametrize(
     "shape",

@@ -202,6 +202,27 @@ def test_advance(value):
 
 
 @pytest.mark.parametrize("threads", THREADS)
+def test_choose(threads):
+    which, a, b = torch.rand(9) < 0.5, torch.arange(9), torch.arange(9) + 100
+    for first, second in ((a, b), (a, -2), (7, b), (7, -2)):
+        out = torch.full((9,), -7)
+        addresses = [x.data_ptr() if isinstance(x, torch.Tensor) else 0 for x in (first, second)]
+        numbers = [x if isinstance(x, int) else 0 for x in (first, second)]
+        plan(step("choose", which, *addresses, *numbers, out, 9)).run([], threads)
+        assert torch.equal(out, torch.where(which, first, second))
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize(("rows", "cols"), [(0, 3), (1, 5), (4, 2)])
+def test_copy_rows(threads, rows, cols):
+    to, source = torch.full((rows, 7), -1.0), torch.rand(rows, 5)
+    wanted = to.clone()
+    wanted[:, :cols] = source[:, :cols]
+    plan(step("copy_rows", to, source, rows, 4 * cols, 28, 20)).run([], threads)
+    assert torch.equal(to, wanted)
+
+
+@pytest.mark.parametrize("threads", THREADS)
 def test_profile_names_every_step_and_runs_them(threads):
     counter, x = torch.zeros(1, dtype=torch.int64), torch.randn(3, 8)
     out = torch.zeros_like(x)

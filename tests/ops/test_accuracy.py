@@ -101,4 +101,5 @@ def test_thread_count_changes_nothing_beyond_rounding(case: Case) -> None:
 
 @pytest.mark.parametrize(("op", "provider"), PROVIDERS)
 def test_every_provider_has_a_case_that_it_accepts(op: Any, provider: Provider) -> None:
-    assert any(provider.accepts(*c.build()) is None for c in CASES if c.op == op.name)
+    dtypes = (torch.float32, torch.bfloat16)
+    assert any(provider.accepts(*c.build(d)) is None for c in CASES if c.op == op.name for d in dtypes)

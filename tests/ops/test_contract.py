@@ -177,6 +177,12 @@ BAD: dict[str, tuple[str, tuple[Any, ...], str]] = {
     ),
     "moe_route top_k": ("moe_route", (torch.ones(2, 4), 5, True), r"logits \(2, 4\), top_k 5"),
     "moe_route zero": ("moe_route", (torch.ones(2, 4), 0, True), r"top_k 0"),
+    "top_tokens k": ("top_tokens", (torch.ones(2, 4), 5), r"top_tokens: logits \(2, 4\), k 5"),
+    "top_tokens none": ("top_tokens", (torch.ones(2, 4), 0), r"top_tokens: logits \(2, 4\), k 0"),
+    "top_tokens dtype": ("top_tokens", (torch.ones(2, 4).int(), 1), r"top_tokens: torch.int32 where a floating"),
+    "logit_signals end": ("logit_signals", (torch.ones(2, 4), 4, True), r"logits \(2, 4\), end 4; .* 0 <= end < V"),
+    "logit_signals rows": ("logit_signals", (torch.ones(4), 0, True), r"logit_signals: logits \(4,\), end 0"),
+    "logit_signals dtype": ("logit_signals", (torch.ones(2, 4).int(), 0, True), r"torch.int32 where a floating"),
     "moe_experts shapes": (
         "moe_experts",
         (torch.ones(2, 8), torch.zeros(2, 1).long(), torch.ones(2, 1), torch.ones(4, 6, 8), torch.ones(4, 8, 4)),

@@ -74,6 +74,8 @@ ROWS = [
     ("moe_route", "prefill", (0,)),
     ("moe_experts", "prefill", (0, 1, 2)),
     ("moe_experts", "many tokens", (0, 1, 2)),
+    ("top_tokens", "prefill", (0,)),
+    ("logit_signals", "prefill", (0,)),
 ]
 
 

@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 import qwenopt
 from qwenopt.testing.decode import one_thread
 from qwenopt.testing.models import tiny_model
+from qwenopt.testing.replies import prompts_for, wanted
 
 GREEDY: dict[str, Any] = {"temperature": 0, "eos_token_id": ()}
 
@@ -39,28 +40,6 @@ def eagerly() -> Iterator[None]:
         yield
     finally:
         torch.compiler.set_stance("default")
-
-
-def prompts_for(model: Any, lengths: list[int], *, seed: int = 0) -> list[list[int]]:
-    chosen = random.Random(seed)
-    return [[chosen.randrange(model.config.vocab_size) for _ in range(n)] for n in lengths]
-
-
-def wanted(model: Any, prompts: list[list[int]], steps: int) -> list[list[int]]:
-    """Each prompt alone, by transformers' own loop and cache."""
-    found = []
-    for p in prompts:
-        ids = torch.tensor([p])
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=steps,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        found.append(out[0, len(p) :].tolist())
-    return found
 
 
 @pytest.mark.parametrize("name", ["0.6B", "30B-A3B"])

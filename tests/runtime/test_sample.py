@@ -71,6 +71,21 @@ def test_candidates_by_topk_are_those_of_the_whole_vocabulary(params: SamplingPa
         assert torch.equal(few(logits), all_(logits))
 
 
+@pytest.mark.parametrize("candidates", [16, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_equal_logits_are_ordered_by_id(dtype: torch.dtype, candidates: int | None) -> None:
+    """Tokens drawn are those at the drawn places of a stable sort, however many logits are equal."""
+    sampler, places = Sampler(3, max_top_k=candidates), Sampler(3, max_top_k=candidates)
+    for one in (sampler, places):
+        for row in range(3):
+            one.set_row(row, SamplingParams(temperature=3.0, top_k=16, seed=row))
+    for _ in range(30):
+        logits = (2 * torch.randn(3, 1500)).round().to(dtype)
+        values, ids = logits.sort(dim=-1, descending=True, stable=True)
+        drawn = places(values)  # sorted already: a token's id is its place
+        assert torch.equal(sampler(logits), ids.gather(1, drawn[:, None])[:, 0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_greedy_rows_are_argmax(dtype: torch.dtype) -> None:
     logits = torch.randn(4, 5000).to(dtype)  # in bfloat16 the largest are often equal

@@ -8,24 +8,27 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-from qwenopt.demo.load import demo_path
 from qwenopt.runtime.thinking_state import ThinkingState
 from qwenopt.runtime.thinking_tokens import ThinkingTokens, encode, token_bytes
 from qwenopt.testing.scripted import Played, ScriptedLM, play
 from qwenopt.testing.thinking_oracle import Text
+from qwenopt.testing.thinking_streams import demo_vocabulary
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(demo_path("dense"), local_files_only=True)
+def vocabulary() -> tuple[Any, ThinkingTokens]:
+    return demo_vocabulary()
 
 
 @pytest.fixture(scope="session")
-def tokens(tokenizer: Any) -> ThinkingTokens:
-    eos = [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
-    return ThinkingTokens.of(tokenizer, vocab_size=512, eos_token_id=eos)
+def tokenizer(vocabulary: tuple[Any, ThinkingTokens]) -> Any:
+    return vocabulary[0]
+
+
+@pytest.fixture(scope="session")
+def tokens(vocabulary: tuple[Any, ThinkingTokens]) -> ThinkingTokens:
+    return vocabulary[1]
 
 
 @pytest.fixture(scope="session")

@@ -155,3 +155,12 @@ def test_an_unknown_rule_of_a_file_is_named() -> None:
         ValueError, match=r"exit rule 'vote'; it must be one of \['entropy', 'loop', 'margin', 'probe'\]"
     ):
         ThinkingConfig.from_dict({"exits": [{"rule": "vote"}]})
+
+
+def test_rules_may_be_dicts_wherever_a_config_may_be_one() -> None:
+    rule = {"rule": "margin", "tau": 0.1, "patience": 2, "boundary": "any"}
+    wanted = ThinkingConfig(budget=9, exits=(MarginRule(0.1, 2, "any"),))
+    assert ThinkingConfig.of({"budget": 9, "exits": [rule]}) == wanted
+    assert ThinkingConfig.from_kwargs(budget=9, exits=(rule,)) == wanted
+    with pytest.raises(ValueError, match="vote"):
+        ThinkingConfig.of({"exits": [{"rule": "vote"}]})

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import qwenopt
+from qwenopt import native
 from qwenopt.demo.load import demo_model
 from qwenopt.demo.task import unseen_questions
+from qwenopt.runtime.thinking_exits import EntropyRule, MarginRule
 from qwenopt.testing.thinking_oracle import Oracle, Text
 
 NEW = 60
@@ -46,3 +48,20 @@ def test_t07_t14_t23_every_reply_is_the_oracles(tokens: Any, text: Text, samplin
     assert reasons[:2] == ["budget", "disabled"]
     assert len(out.replies[3]) == NEW
     assert reasons[5] in ("reserve", "natural")
+
+
+@pytest.mark.skipif(not native.available(), reason=f"a step is one native call: {native.why_not()}")
+@pytest.mark.parametrize("rule", [None, MarginRule(1.0), EntropyRule()], ids=lambda rule: type(rule).__name__)
+def test_the_tail_of_a_greedy_step_is_part_of_its_plan(tokens: Any, rule: Any) -> None:
+    """Nothing behind the rotary tables is left to Python: no logits leave the plan, whatever is controlled."""
+    model, tokenizer = demo_model("dense", torch.bfloat16)
+    config = qwenopt.ThinkingConfig(9, exits=() if rule is None else (rule,))
+    qwenopt.generate(
+        model, [[tokens.start], [tokens.start, 5]], max_new_tokens=4, thinking=config, tokenizer=tokenizer,
+        eos_token_id=tokens.eos, temperature=0.0,
+    )  # fmt: skip
+    decode = qwenopt.last_report().graphs[-1]
+    assert {"budget_guard", "top_tokens", "budget_step"} <= set(decode.counts)
+    assert decode.counts.get("logit_signals", 0) == (rule is not None)
+    assert set(decode.plan_breaks) <= {"no step for embedding", "no step for float"}
+    assert len(decode.plan_steps) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/triton/" in item.path.as_posix():
             item.add_marker(skip)
+
+
+@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
+def capability(request: pytest.FixtureRequest) -> int:
+    """What to compile for."""
+    if os.environ.get("TRITON_INTERPRET"):
+        pytest.skip("TRITON_INTERPRET is set: Triton compiles nothing in this process")
+    return int(request.param)
 
 
 @pytest.fixture(scope="session")

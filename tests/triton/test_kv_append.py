@@ -107,6 +107,18 @@ def test_values_at_the_edge_of_a_code(run: Run) -> None:
     assert expected[0].unique().numel() > 60
 
 
+def test_codes_where_one_division_would_round_otherwise(run: Run) -> None:
+    """The largest of a row decides its factor: rows for which 127 / largest is not 127 times the reciprocal."""
+    args = build(pool=torch.int8, batch=4, seq=16, num_pages=8)
+    largest = 1 + torch.rand(4096)
+    largest = largest[127 * largest.reciprocal() != (127 / largest.double()).float()][:64].view(4, 1, 16)
+    for x in args[4:6]:
+        # Values close to a tie, which fall to one side or the other by the last bit of the factor.
+        x[:] = (torch.randint(-126, 126, x.shape) + 0.5) * (largest / 127)[..., None]
+        x[..., 0] = largest
+    check(run, args)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_shows_in_the_scale(run: Run, bad: float) -> None:
     args = build(pool=torch.int8)

@@ -2,6 +2,7 @@
 
 #include "attention_mask.h"
 #include "attention_pack.h"
+#include "attention_rows.h"
 #include "dot_block.h"
 #if defined(QWENOPT_ISA_AMX)
 #include "attention_coded.h"
@@ -13,7 +14,6 @@ namespace {
 
 // Below this many rows the keys are read in place by dot products; from here on a packed copy pays.
 constexpr int kPackedRows = 8;
-constexpr float kMinusInfinity = -__builtin_inff();
 
 template <class T>
 struct Work {
@@ -47,105 +47,6 @@ struct Work {
   }
 };
 
-inline float exp1(float x) {
-  float out;
-  store_n(&out, exp_below(set1(x)), 1);
-  return out;
-}
-
-// scores -> probabilities relative to the running maximum; keeps maximum, total and the factor for what came before.
-template <class C>
-void softmax_row(float* scores, const float* bias, int num_keys, float scale, C* probs, float* maximum, float* total,
-                 float* rescale) {
-  const int whole = (num_keys + W - 1) / W * W;
-  F top = set1(kMinusInfinity);
-  for (int j = 0; j < whole; j += W) {
-    F s = mul(load(scores + j), set1(scale));
-    if (bias) s = add(s, load(bias + j));
-    store(scores + j, s);
-  }
-  for (int j = num_keys; j < whole; ++j) scores[j] = kMinusInfinity;
-  for (int j = 0; j < whole; j += W) top = vmax(load(scores + j), top);
-  const float before = *maximum, now = hmax(top) > before ? hmax(top) : before;
-  if (now == kMinusInfinity) {
-    for (int j = 0; j < whole; j += W) store(probs + j, zero());
-    *rescale = 1.0f;
-    return;
-  }
-  F sum = zero();
-  for (int j = 0; j < whole; j += W) {
-    const F p = exp_below(sub(load(scores + j), set1(now)));
-    sum = add(sum, p);
-    store(probs + j, p);
-  }
-  *rescale = before == now ? 1.0f : exp1(before - now);
-  *maximum = now;
-  *total = *total * *rescale + hsum(sum);
-}
-
-// sums = sums * rescale + probs @ values for a few rows, values read where they lie.
-template <class T, int MR>
-void add_values(const float* probs, const T* values, int64_t stride, int num_keys, int64_t D, float* sums,
-                int64_t padded, const float* rescale) {
-  for (int64_t d = 0; d < D; d += kOuterVecs * W) {
-    F acc[MR][kOuterVecs];
-#pragma GCC unroll 6
-    for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kOuterVecs; ++v) {
-        acc[i][v] = d + v * W < padded ? mul(load(sums + i * padded + d + v * W), set1(rescale[i])) : zero();
-      }
-    }
-    if (d + kOuterVecs * W <= D) {
-      for (int j = 0; j < num_keys; ++j) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kOuterVecs; ++v) {
-          const F value = load(values + j * stride + d + v * W);
-#pragma GCC unroll 6
-          for (int i = 0; i < MR; ++i) acc[i][v] = fma(set1(probs[i * kKeyBlock + j]), value, acc[i][v]);
-        }
-      }
-    } else {
-      for (int j = 0; j < num_keys; ++j) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kOuterVecs; ++v) {
-          if (d + v * W >= D) continue;
-          const F value = load_upto(values + j * stride + d + v * W, D - d - v * W);
-#pragma GCC unroll 6
-          for (int i = 0; i < MR; ++i) acc[i][v] = fma(set1(probs[i * kKeyBlock + j]), value, acc[i][v]);
-        }
-      }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kOuterVecs; ++v) {
-        if (d + v * W < padded) store(sums + i * padded + d + v * W, acc[i][v]);
-      }
-    }
-  }
-}
-
-template <class T>
-void add_values_rows(int rows, const float* probs, const T* values, int64_t stride, int num_keys, int64_t D,
-                     float* sums, int64_t padded, const float* rescale) {
-  for (int i = 0; i < rows;) {
-    const int left = rows - i;
-    const float* p = probs + i * kKeyBlock;
-    float* to = sums + i * padded;
-    if (left >= 4) {
-      add_values<T, 4>(p, values, stride, num_keys, D, to, padded, rescale + i);
-      i += 4;
-    } else if (left >= 2) {
-      add_values<T, 2>(p, values, stride, num_keys, D, to, padded, rescale + i);
-      i += 2;
-    } else {
-      add_values<T, 1>(p, values, stride, num_keys, D, to, padded, rescale + i);
-      i += 1;
-    }
-  }
-}
-
 // One work item: all heads of a group, queries q0..q1, keys k0..k1.
 template <class T>
 struct Block {
@@ -165,6 +66,7 @@ struct Block {
   Visible visible[kQueryRows];
   uint8_t seen[kMostKeys];
 
+  // Rows are those of one head; of several heads query[] has all, the rest is the same for each.
   Block(const AttentionArgs& args, const AttentionItem& item)
       : a(args),
         it(item),
@@ -185,7 +87,9 @@ struct Block {
     }
     for (int i = 0; i < rows; ++i) {
       const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
-      query[i] = (const T*)a.q + it.b * a.q_sb + h * a.q_sh + s * a.q_ss;
+      for (int64_t more = 0; more < it.heads; ++more) {
+        query[more * rows + i] = (const T*)a.q + it.b * a.q_sb + (h + more * group) * a.q_sh + s * a.q_ss;
+      }
       order[i] = {key_first(a, s), key_limit(a, s)};
       if (order[i].first > behind) behind = order[i].first;
       if (kInTiles) continue;
@@ -261,12 +165,12 @@ struct Block {
     const int64_t size = rows <= kFewRows ? kKeyBlock : kTileKeys;
     const int64_t then = it.next_k1 - it.next_k0 < size ? it.next_k1 - it.next_k0 : size;
     const int64_t element_bytes = runs.coded() ? 1 : 2;
-    const KeyStream next{a,     it.row,      it.g,      element_bytes, element_bytes * a.D,        size,
-                         it.k1, it.next_row, it.next_g, it.next_k0,    rows <= kFewRows ? then : 0};
+    KeyStream next{a,     it.row,      it.g,      it.heads,      element_bytes, element_bytes * a.D,        size,
+                   it.k1, it.next_row, it.next_g, it.next_heads, it.next_k0,    rows <= kFewRows ? then : 0};
     TileAttention tiles{a,         it.b,    it.g,      it.q0,    group,  rows,   order,
                         w.queries, w.keys,  w.values,  w.scores, w.bias, w.sums, (bf16*)w.probs,
                         w.maximum, w.total, w.rescale, w.padded, next,   behind, {}};
-    tiles.next.start(it.k0, it.asked);
+    next.start(it.k0, it.asked);
     if (CodedRows::fits(a, rows)) {
       tiles_begin();
       coded_blocks(tiles);
@@ -276,43 +180,75 @@ struct Block {
     } else {
       tiles_begin();
       many_blocks(tiles);
+      finish(0, w.sums, w.maximum, w.total);
     }
     tiles_end();
   }
 
+  // A block ahead of what is worked on: of several heads the first one needs a part of every page.
+  void ask_first(KeyStream& next) const {
+    if (!it.asked) next.rows(int(it.heads > 1 ? 2 * it.heads : 1) * kKeyBlock);
+  }
+
   void few_blocks(const TileAttention& tiles) {
-    FewRows few(tiles);
-    if (!it.asked) few.next.rows(kKeyBlock);
-    few.pack_queries(query);
+    FewRows few(tiles, it.heads);
+    ask_first(few.next);
+    for (int64_t h = 0; h < it.heads; ++h) {
+      few.select(h);
+      few.pack_queries(query + h * rows);
+    }
     for (int64_t j0 = it.k0; j0 < it.k1; j0 += kKeyBlock) {
       const int num_keys = it.k1 - j0 < kKeyBlock ? int(it.k1 - j0) : kKeyBlock;
       if (!look(j0, num_keys)) continue;
       const float* bias[kFewRows];
       for (int i = 0; i < rows; ++i) bias[i] = bias_of(i);
       const uint8_t* any = seen_keys(j0, num_keys);
-      Run<T> keys[kMostRuns], values[kMostRuns];
-      runs.keys(j0, num_keys, any, keys);
-      runs.values(j0, num_keys, any, values);
-      few.few_keys(j0, num_keys, keys, values, visible, bias);
+      for (int64_t h = 0; h < it.heads; ++h) {
+        Run<T> keys[kMostRuns], values[kMostRuns];
+        const Runs<T> own = runs.of_head(it.g + h);
+        own.keys(j0, num_keys, any, keys);
+        own.values(j0, num_keys, any, values);
+        few.select(h);
+        few.few_keys(j0, num_keys, keys, values, visible, bias);
+      }
+      few.started[0] = true;
     }
-    few.finish_few();
+    few.next.rows(int(2 * it.heads) * kKeyBlock);
+    for (int64_t h = 0; h < it.heads; ++h) {
+      few.select(h);
+      few.finish_few();
+      finish(h, few.sums, few.maximum, few.total);
+    }
   }
 
   void coded_blocks(const TileAttention& tiles) {
-    CodedRows coded(tiles);
-    if (!it.asked) coded.next.rows(kKeyBlock);
-    coded.pack_coded_queries(query);
+    CodedRows coded(tiles, it.heads);
+    ask_first(coded.next);
+    for (int64_t h = 0; h < it.heads; ++h) {
+      coded.select(h);
+      coded.pack_coded_queries(query + h * rows);
+    }
     for (int64_t j0 = it.k0; j0 < it.k1; j0 += kKeyBlock) {
       const int num_keys = it.k1 - j0 < kKeyBlock ? int(it.k1 - j0) : kKeyBlock;
       if (!look(j0, num_keys)) continue;
       const float* bias[kFewRows];
       for (int i = 0; i < rows; ++i) bias[i] = bias_of(i);
-      Run<int8_t> keys[kMostRuns], values[kMostRuns];
-      const float* scales[2 * kMostRuns];
-      runs.codes(j0, num_keys, keys, values, scales);
-      coded.coded_keys(j0, num_keys, keys, values, scales, seen_keys(j0, num_keys), visible, bias);
+      const uint8_t* any = seen_keys(j0, num_keys);
+      for (int64_t h = 0; h < it.heads; ++h) {
+        Run<int8_t> keys[kMostRuns], values[kMostRuns];
+        const float* scales[2 * kMostRuns];
+        runs.of_head(it.g + h).codes(j0, num_keys, keys, values, scales);
+        coded.select(h);
+        coded.coded_keys(j0, num_keys, keys, values, scales, any, visible, bias);
+      }
+      coded.started[0] = true;
     }
-    coded.finish_coded();
+    coded.next.rows(int(2 * it.heads) * kKeyBlock);
+    for (int64_t h = 0; h < it.heads; ++h) {
+      coded.select(h);
+      coded.finish_coded();
+      finish(h, coded.sums, coded.maximum, coded.total);
+    }
   }
 
   void many_blocks(TileAttention& tiles) {
@@ -374,19 +310,20 @@ struct Block {
                    w.padded, w.rescale);
   }
 
-  void finish() {
+  // The output of a head of the item, or what other shares of its keys are to be joined to.
+  void finish(int64_t head, const float* all_sums, const float* maximum, const float* total) {
     for (int i = 0; i < rows; ++i) {
-      const float* sums = w.sums + i * w.padded;
+      const float* sums = all_sums + i * w.padded;
       if (it.partial) {
-        float* to = it.partial + i * QWENOPT_ATTENTION_PARTIAL_FLOATS(a.D);
-        to[0] = w.maximum[i];
-        to[1] = w.total[i];
+        float* to = it.partial + head * it.partial_stride + i * QWENOPT_ATTENTION_PARTIAL_FLOATS(a.D);
+        to[0] = maximum[i];
+        to[1] = total[i];
         store_sums(sums, to + 16);
         continue;
       }
-      const int64_t s = it.q0 + i / group, h = it.g * group + i % group;
+      const int64_t s = it.q0 + i / group, h = (it.g + head) * group + i % group;
       T* out = (T*)a.out + ((it.b * a.S + s) * a.H + h) * a.D;
-      const F inverse = set1(w.total[i] > 0.0f ? 1.0f / w.total[i] : w.total[i]);  // a NaN comes through
+      const F inverse = set1(total[i] > 0.0f ? 1.0f / total[i] : total[i]);  // a NaN comes through
       store_output(sums, inverse, out);
     }
   }
@@ -412,7 +349,6 @@ void run(const AttentionArgs& a, const AttentionItem& item) {
 #if defined(QWENOPT_ISA_AMX)
   if constexpr (sizeof(T) == 2) {
     block.tile_blocks();
-    block.finish();
     return;
   }
 #endif
@@ -420,7 +356,7 @@ void run(const AttentionArgs& a, const AttentionItem& item) {
     const int num_keys = item.k1 - j0 < kKeyBlock ? int(item.k1 - j0) : kKeyBlock;
     if (block.look(j0, num_keys)) block.key_block(j0, num_keys);
   }
-  block.finish();
+  block.finish(0, block.w.sums, block.w.maximum, block.w.total);
 }
 
 template <class T>

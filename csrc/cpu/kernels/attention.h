@@ -12,6 +12,8 @@ constexpr int kQueryRows = 64;  // (query, head of the group) rows of one work i
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxSplits = 256;  // shares of one query block's keys
 constexpr int kRun = 16;         // keys that lie one after the other: page sizes are multiples of it
+constexpr int kFewRows = 8;      // rows of one head up to which an item may have several heads
+constexpr int kMostHeads = kQueryRows / kFewRows;
 
 // Keys and values in a pool of pages, which a table gives to rows.
 struct AttentionPages {
@@ -35,12 +37,15 @@ struct AttentionArgs {
   AttentionPages pages;
 };
 
-// Queries q0..q1 of one batch entry and one key/value head, over keys k0..k1 (k0 a multiple of kKeyBlock) of one row of
-// keys: that of the batch entry, but where queries of many rows are packed into one entry.
+// Queries q0..q1 of one batch entry and key/value heads g..g+heads, over keys k0..k1 (k0 a multiple of kKeyBlock) of
+// one row of keys: that of the batch entry, but where queries of many rows are packed into one entry. More than one
+// head: in tiles (AMX, bfloat16) alone, of up to kFewRows rows each, with a mask that is the same for all heads or
+// none.
 struct AttentionItem {
-  int64_t b, row, g, q0, q1, k0, k1;
-  float* partial;                              // null: write the output; else QWENOPT_ATTENTION_PARTIAL_FLOATS(D) a row
-  int64_t next_row, next_g, next_k0, next_k1;  // keys that this thread reads next; empty when next_k1 <= next_k0
+  int64_t b, row, g, heads, q0, q1, k0, k1;
+  float* partial;          // null: write the output; else QWENOPT_ATTENTION_PARTIAL_FLOATS(D) a row
+  int64_t partial_stride;  // from one head to the next
+  int64_t next_row, next_g, next_heads, next_k0, next_k1;  // what this thread reads next; empty: next_k1 <= next_k0
   bool asked;  // this item was the next one of the last call on this thread, which asked memory for it
   char* work;  // QWENOPT_ATTENTION_WORK_BYTES(D) (in pages ..._PAGED_WORK_...), 64-byte aligned, one per thread
 };

@@ -20,11 +20,10 @@ static inline void tile_step_codes() {
 }
 
 struct CodedRows : FewRows {
-  alignas(64) float query_scale[kFewRows];  // times the softmax scale
   alignas(64) float prob_scale[kFewRows];
   alignas(64) float key_scale[kKeyBlock], value_scale[kKeyBlock];
 
-  explicit CodedRows(const TileAttention& base) : FewRows(base) {}
+  using FewRows::FewRows;
 
   static bool fits(const AttentionArgs& a, int rows) {
     return a.pages.k_scale && rows <= kFewRows && a.D % kTileCodes == 0;
@@ -96,7 +95,6 @@ struct CodedRows : FewRows {
     softmax_planes(tiles, num_keys, visible, bias_of);
     pack_codes(value, tiles, tiles / 2 > 0 ? tiles / 2 : tiles);
     add_coded_values();
-    started[0] = true;
   }
 
   // Values -> right operands [four keys][D words]; of each 64 columns those of a quarter word lie together, see column.

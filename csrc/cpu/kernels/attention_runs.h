@@ -67,6 +67,7 @@ struct Runs {
   T *key_copies, *value_copies;  // [keys of a block][copy_stride]
   int64_t copy_stride;
 
+  Runs of_head(int64_t head) const { return {a, row, head, key_copies, value_copies, copy_stride}; }
   bool coded() const { return a.pages.k_scale != nullptr; }
 
   // Keys (or values) j0..j0+num_keys; `seen` says which of them anybody may see, or is null: all.

@@ -5,6 +5,7 @@
 
 #include "attention_mask.h"
 #include "attention_pack.h"
+#include "attention_stream.h"
 #include "tile_block.h"
 
 namespace qwenopt {
@@ -34,104 +35,6 @@ static inline __m512i join_probs(F even, F odd) {
   return _mm512_permutexvar_epi16(_mm512_load_si512(kPairs), (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
-// Keys and values of the blocks to come, asked for a few rows at a time between other work, so that memory is never
-// idle: for a few queries reading them is all that takes time. Block by block, keys before values, as they are used.
-struct KeyStream {
-  const AttentionArgs& a;
-  int64_t row, g;
-  int64_t element_bytes, row_bytes;
-  int64_t size, last;                                 // keys of a block; one past the last key
-  int64_t then_row, then_g, then_first, then_number;  // the first block of the next item
-  const char* at = nullptr;
-  int64_t left = 0, stride = 0;
-  int64_t limit = 0;                       // blocks from this key on are too far ahead
-  int64_t block = 0, asked = 0;            // what is being asked for, and up to where it lies one after the other
-  bool on_values = false, turned = false;  // turned: to the next item
-
-  // `was_asked`: the first block was asked for already.
-  void start(int64_t j0, bool was_asked) {
-    block = asked = j0;
-    limit = j0 + 3 * size;
-    on_values = was_asked || j0 >= last;
-    if (on_values) {
-      asked = end_of(j0);
-    } else {
-      begin_piece();
-    }
-  }
-
-  int64_t end_of(int64_t j0) const {
-    const int64_t end = (j0 / size + 1) * size;
-    return end < last ? end : last;
-  }
-
-  // The rest of a block, or what of it lies in one page.
-  void begin_piece() {
-    const KeyPlace p = key_place(a, row, asked);
-    const int64_t rest = end_of(block) - asked;
-    left = rest < p.left ? rest : p.left;
-    asked += left;
-    const int64_t offset = on_values ? value_offset(a, g, p) : key_offset(a, g, p);
-    at = (const char*)(on_values ? a.v : a.k) + offset * element_bytes;
-    stride = (on_values ? a.v_ss : a.k_ss) * element_bytes;
-    // Pages lie apart, and the first line of each waits for its translation, so that of a block later is asked for now:
-    // 1.10 times as fast (16 rows of 2048 keys in pages of 16, 2 cores of Granite Rapids, 2026-11-25).
-    const int64_t later = asked - left + kKeyBlock;
-    if (a.pages.table && later < last) {
-      const KeyPlace then = key_place(a, row, later);
-      const int64_t place = on_values ? value_offset(a, g, then) : key_offset(a, g, then);
-      _mm_prefetch((const char*)(on_values ? a.v : a.k) + place * element_bytes, _MM_HINT_T1);
-    }
-    if (a.pages.k_scale) {
-      const float* scales = (on_values ? a.pages.v_scale : a.pages.k_scale) + scale_offset(a, g, p);
-      for (int64_t i = 0; i < left; i += kTile) _mm_prefetch(scales + i, _MM_HINT_T1);
-    }
-  }
-
-  bool advance() {
-    if (asked >= end_of(block)) {
-      if (on_values) {
-        const int64_t next = end_of(block);
-        if (next >= last && then_number > 0) {
-          turn_to_next_item();
-          return true;
-        }
-        if (next >= last || next >= limit) return false;
-        block = next;
-      }
-      on_values = !on_values;
-      asked = block;
-    }
-    begin_piece();
-    return true;
-  }
-
-  void look_ahead_of(int64_t j0) {
-    if (!turned) limit = j0 + 3 * size;
-  }
-
-  void turn_to_next_item() {
-    turned = true;
-    row = then_row;
-    g = then_g;
-    block = asked = then_first;
-    last = then_first + then_number;
-    limit = last + size;
-    then_number = 0;
-    on_values = false;
-    begin_piece();
-  }
-
-  void rows(int n) {
-    for (; n > 0; --n) {
-      if (left == 0 && !advance()) return;
-      for (int64_t d = 0; d < row_bytes; d += 64) _mm_prefetch(at + d, _MM_HINT_T1);
-      at += stride;
-      --left;
-    }
-  }
-};
-
 // The rows of a work item and its buffers; see Work and Block.
 struct TileAttention {
   const AttentionArgs& a;
@@ -143,7 +46,7 @@ struct TileAttention {
   bf16* probs;
   float *maximum, *total, *rescale;
   int64_t padded;
-  KeyStream next;
+  KeyStream& next;
   int64_t behind;                           // a block before this key holds keys behind the window of some row
   bool started[kQueryRows / kTileQueries];  // whether there are sums yet
 

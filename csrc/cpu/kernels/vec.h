@@ -3,7 +3,7 @@
 // by the linker into code that runs on a narrow one. For the same reason no standard library header is included here.
 //
 // F is a vector of W floats. Operations: zero set1 load load_n store store_n add sub mul div fma vmax vmin hsum hmax
-// vexp round_to<T>, and hsum4 on AVX-512. load_n and store_n touch only the first n < W elements,
+// lanes_above vexp round_to<T>, and hsum4 on AVX-512. load_n and store_n touch only the first n < W elements,
 // and load_n fills with zeros.
 //
 // Dot<T> multiplies and accumulates runs of T along the last dimension; Outer<T> does it with a broadcast left operand.

@@ -33,6 +33,8 @@ static inline float hmax(F x) {
   v = _mm_max_ps(v, _mm_movehl_ps(v, v));
   return _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)));
 }
+// A bit for each lane where x > t, or where one of the two is a NaN.
+static inline uint32_t lanes_above(F x, F t) { return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x, t, _CMP_NLE_UQ))); }
 static inline __m256i lane_mask(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }

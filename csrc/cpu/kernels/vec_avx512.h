@@ -41,6 +41,8 @@ static inline float hmax(F x) {
   v = _mm_max_ps(v, _mm_movehl_ps(v, v));
   return _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)));
 }
+// A bit for each lane where x > t, or where one of the two is a NaN.
+static inline uint32_t lanes_above(F x, F t) { return _mm512_cmp_ps_mask(x, t, _CMP_NLE_UQ); }
 static inline void hsum4(F a, F b, F c, F d, float* out) {
   const F ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
   const F cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));

@@ -28,6 +28,11 @@ static inline float hmax(F x) {
   const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
   return a > b ? a : b;
 }
+// A bit for each lane where x > t, or where one of the two is a NaN.
+static inline uint32_t lanes_above(F x, F t) {
+  const U bits = ~(U)(x <= t) & U{1, 2, 4, 8};
+  return (bits[0] | bits[1]) | (bits[2] | bits[3]);
+}
 static inline F load(const float* p) {
   F out;
   __builtin_memcpy(&out, p, 16);

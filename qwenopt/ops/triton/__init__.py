@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 
 import torch
 from torch import Tensor
@@ -60,4 +61,30 @@ def one_layout(a: Tensor | None, b: Tensor | None, names: str) -> str | None:
     """None when both tensors have the same strides, else both."""
     if a is not None and b is not None and a.stride() != b.stride():
         return f"{names} have strides {a.stride()} and {b.stride()}"
+    return None
+
+
+def one_dtype(**tensors: Tensor) -> str | None:
+    """None when all tensors share one dtype that the kernels have, else the reason."""
+    if len({t.dtype for t in tensors.values()}) > 1:
+        return "mixed dtypes: " + ", ".join(f"{name} has {t.dtype}" for name, t in tensors.items())
+    return dtypes(DTYPES, **tensors)
+
+
+def row_stride(x: Tensor) -> int | None:
+    """The distance in elements between neighbouring rows (vectors of the last dimension), None if they have no one."""
+    if x.shape[-1] != 1 and x.stride(-1) != 1:
+        return None
+    outer = [(size, x.stride(i)) for i, size in enumerate(x.shape[:-1]) if size != 1]
+    for (_, stride), (size, inner) in itertools.pairwise(outer):
+        if stride != size * inner:
+            return None
+    return outer[-1][1] if outer else x.shape[-1]
+
+
+def rows(**tensors: Tensor) -> str | None:
+    """None when the rows of every tensor are evenly spaced, else the reason."""
+    for name, t in tensors.items():
+        if t.dim() == 0 or (t.numel() and row_stride(t) is None):
+            return f"{name} {tuple(t.shape)} with strides {t.stride()} is no evenly spaced rows"
     return None

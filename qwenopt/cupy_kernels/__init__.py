@@ -1,0 +1,1 @@
+"""CUDA sources compiled at run time: found, compiled by NVRTC, kept on disk, started through CuPy."""

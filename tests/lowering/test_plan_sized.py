@@ -1,0 +1,143 @@
+"""Plans of a graph with a symbolic number of tokens: one for each number that comes again, with the nodes' bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from qwenopt import native
+from qwenopt.backend import compile_graph
+from qwenopt.graphs import spelling
+from qwenopt.lowering import plan, plan_symbols
+from qwenopt.lowering.planned import MOST_SIZES, SizedPlanned
+from qwenopt.ops.steps import NotPlanned
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native module: {native.why_not()}")
+
+
+class Wide(nn.Module):
+    """Enough products for a plan, a view by the number of tokens, and what makes it a graph of Qwen3's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = Qwen3RMSNorm(64)
+        self.layers = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(plan.MIN_HEAVY_STEPS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x).view(x.shape[0], x.shape[1], 2, 32).flatten(2)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class Compiled:
+    """The module compiled for any number of tokens, and the plans in its last graph."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.graphs = module, list[torch.fx.GraphModule]()
+        self.call = torch.compile(module, backend=self._backend, dynamic=True, fullgraph=True)
+
+    def _backend(self, gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        self.graphs.append(gm)
+        return compile_graph(gm, inputs, options={"lowering": "direct"})
+
+    def __call__(self, tokens: int) -> torch.Tensor:
+        x = torch.randn(1, tokens, 64, generator=torch.Generator().manual_seed(tokens))
+        with torch.no_grad():
+            return self.call(x)  # type: ignore[no-any-return]
+
+    @property
+    def planned(self) -> SizedPlanned:
+        (found,) = [n.target for n in self.graphs[-1].graph.nodes if isinstance(n.target, plan.Planned)]
+        assert isinstance(found, SizedPlanned)
+        return found
+
+    def sizes(self) -> dict[int, bool]:
+        """Tokens that are remembered, in order, and whether there is a plan for them."""
+        return {key[-1]: made is not None for key, made in self.planned._sized.items()}
+
+
+@pytest.fixture
+def compiled() -> Compiled:
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    return Compiled(Wide().eval())
+
+
+def test_a_size_that_comes_again_has_a_plan(compiled: Compiled) -> None:
+    for tokens in (9, 5, 7, 5):
+        compiled(tokens)
+    assert compiled.sizes() == {9: True, 7: False, 5: True}, "9 is what Dynamo saw"
+
+
+def test_bits_are_those_of_the_nodes(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (9, 5, 5, 16, 9, 16, 2)
+    found = [compiled(tokens) for tokens in sizes]
+    ran = [made.threads for made in compiled.planned._sized.values() if made is not None]
+    assert len(ran) == 3
+    monkeypatch.setattr(plan, "install", lambda gm, raised: plan.Installed())
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    without = Compiled(Wide().eval())
+    for tokens, a in zip(sizes, found, strict=True):
+        assert torch.equal(a, without(tokens)), tokens
+
+
+def test_a_size_that_a_kernel_does_not_take_is_run_node_by_node(compiled: Compiled) -> None:
+    for tokens in (9, 33, 33, 33):  # more rows of float32 than `linear` has a kernel for
+        wanted = compiled(tokens)
+    assert compiled.sizes() == {9: True, 33: False}
+    assert torch.equal(compiled(33), wanted)
+
+
+def test_only_the_last_few_sizes_are_kept(compiled: Compiled) -> None:
+    for tokens in (16, 16, *range(2, 2 + 2 * MOST_SIZES)):
+        compiled(tokens)
+    assert list(compiled.sizes()) == list(range(2 + MOST_SIZES, 2 + 2 * MOST_SIZES))
+
+
+def test_each_number_of_threads_has_plans_of_its_own(compiled: Compiled) -> None:
+    compiled(9)
+    planned, x = compiled.planned, torch.randn(1, 5, 64)
+    weights = [layer.weight for layer in compiled.module.layers]
+    by_name = {"weight": iter(weights), "x": iter([x])}
+    inputs = [
+        5 if "Sym" in type(spelling.fake(n)).__name__ else next(by_name["weight" if "weight" in n.name else "x"])
+        for n in planned.placeholders
+    ]
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 1, 2):
+            torch.set_num_threads(count)
+            planned(*inputs)
+    finally:
+        torch.set_num_threads(before)
+    made = [(key[0], p.threads) for key, p in planned._sized.items() if key[-1] == 5 and p is not None]
+    assert made == [(1, 1), (2, 2)]
+
+
+def test_a_size_that_no_input_tells_is_refused() -> None:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    size = ShapeEnv().create_unbacked_symint()
+    with pytest.raises(NotPlanned, match="do not tell"):
+        plan_symbols.Fixed({}).number(size)
+
+
+def test_prompts_are_read_by_plans() -> None:
+    """Chunks of one size after another, then the end: the plan of the first chunk serves all but the end."""
+    import qwenopt
+    from qwenopt.report import last_report
+    from qwenopt.testing.models import tiny_model
+
+    torch.compiler.reset()
+    model = tiny_model("0.6B")
+    ids = torch.randint(0, 100, (1, 40))
+    got = qwenopt.generate(model, ids, max_new_tokens=3, temperature=0.0, prefill_tokens=16)
+    assert [len(g.plan_steps) for g in last_report().graphs][-2:] == [1, 1], "reading and writing, a plan each"
+    with torch.no_grad():
+        wanted = model.generate(ids, max_new_tokens=3, do_sample=False)
+    assert got.sequences.tolist() == wanted.tolist()
