@@ -94,15 +94,22 @@ def workspace(p: Plan, dim: int) -> tuple[int, int]:
     return p.num_parts * (triton.next_power_of_2(dim) + 1), p.num_programs * PART_FIELDS.value
 
 
-def _strides(q: Tensor, out: Tensor, pool: Tensor, scale: Tensor | None, table: Tensor, mask: Tensor | None) -> Strides:
+def _strides(
+    q: Tensor, out: Tensor, pool: Tensor, scale: Tensor | None, table: Tensor | None, mask: Tensor | None
+) -> Strides:
     return Strides(
         *q.stride()[:3],
         *out.stride()[:3],
         *pool.stride()[:3],
         *(scale.stride() if scale is not None else (0, 0, 0)),
-        table.stride(0),
+        table.stride(0) if table is not None else 0,
         *(mask.stride() if mask is not None else (0, 0, 0, 0)),
     )
+
+
+def _stages(tile: Tile, block_table: Tensor | None, by_table: int) -> int:
+    """Stages of the pipeline; `by_table` of them are needed for the table's entries, which take no shared memory."""
+    return tile.num_stages if block_table is not None else max(2, tile.num_stages - by_table)
 
 
 def launch(
@@ -112,7 +119,7 @@ def launch(
     v_pool: Tensor,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
-    block_table: Tensor,
+    block_table: Tensor | None,
     q_starts: Tensor | None,
     q_positions: Tensor | None,
     mask: Tensor | None,
@@ -122,23 +129,28 @@ def launch(
     floats: Tensor,
     ints: Tensor,
 ) -> None:
-    """Attention of q [B, H, S, D] into `out`, of the same shape; the mask is None or expanded to [B, H, S, keys]."""
+    """Attention of q [B, H, S, D] into `out`, of the same shape; the mask is None or expanded to [B, H, S, keys].
+
+    Without a block table the keys of row b are page b: the pools are keys and values [B, G, L, D] of any length L.
+    """
     kv_heads, page_size, dim = k_pool.shape[1:]
+    rows, row_pages = (k_pool.shape[0], 1) if block_table is None else block_table.shape
     masked = "none" if mask is None else "bool" if mask.dtype == torch.bool else "additive"
     mask = mask.view(torch.uint8) if masked == "bool" else mask
     s = _strides(q, out, k_pool, k_scale, block_table, mask)
     tensors = (q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions, mask, out)
-    sizes = (block_table.shape[0], q.shape[2], block_table.shape[1] * page_size, k_pool.shape[0], scale)
+    sizes = (rows, q.shape[2], row_pages * page_size, k_pool.shape[0], scale)
     packed, block_d = q_starts is not None, triton.next_power_of_2(dim)
     shape = {"GROUP": q.shape[1] // kv_heads, "DIM": dim, "BLOCK_D": block_d}
-    rest = {"PAGE": page_size, "WINDOW": window, "MASK": masked, "ROWS": triton.next_power_of_2(sizes[0] + 1)}
+    rest = {"WINDOW": window, "MASK": masked, "ROWS": triton.next_power_of_2(rows + 1)}
+    rest["PAGE"] = page_size if block_table is not None else 0  # a length must not be compiled in
     if p.num_programs:
         tile, skip = p.flat, p.skip > 0
         lse, partial = floats[: p.num_parts], floats[p.num_parts :]
         blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "num_warps": tile.num_warps}
         flat_kernel[(p.num_programs,)](
             *tensors, partial, lse, ints, s, *sizes, KV_HEADS=kv_heads, MIN_TILES=MIN_TILES, SHORT=skip,
-            num_stages=tile.num_stages, **shape, **rest, **blocks,
+            num_stages=_stages(tile, block_table, 2), **shape, **rest, **blocks,
         )  # fmt: skip
         combine_kernel[(p.num_programs, 16)](
             partial, lse, ints, out, s, BLOCK_M=tile.block_m, BLOCK_P=16, PACKED=packed, num_warps=4, **shape
@@ -147,5 +159,5 @@ def launch(
         tile = p.blocks
         blocks_kernel[(p.num_blocks, kv_heads)](
             *tensors, s, *sizes, SKIP=p.skip, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **shape, **rest,
+            num_warps=tile.num_warps, num_stages=_stages(tile, block_table, 1), **shape, **rest,
         )  # fmt: skip

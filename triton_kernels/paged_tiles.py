@@ -2,7 +2,8 @@
 
 A block is BLOCK_Q = BLOCK_M // GROUP queries times the GROUP query heads of one key/value head, so that a tile of keys
 is read once for all of them. Row m of a block is query m // GROUP in head m % GROUP. A tile is BLOCK_N keys of a row;
-where a page holds whole tiles, the block table is read once for each, else once for each key.
+where a page holds whole tiles, the block table is read once for each, else once for each key. Without a block table
+(None) the keys of row r are page r of the pool, whole, whatever its length.
 """
 
 from __future__ import annotations
@@ -116,12 +117,16 @@ def _tiles(
     for tile in range(first, last):
         keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         seen = keys < seen_keys
-        if PAGE % BLOCK_N == 0:
-            page = tl.load(table_ptr + tile * BLOCK_N // PAGE)
+        if table_ptr is None:
+            page, place = 0, keys.to(tl.int64)  # the pointers are those of the row's page
         else:
-            page = tl.load(table_ptr + keys // PAGE, mask=seen, other=0)
-        page = tl.minimum(tl.maximum(page, 0), num_pages - 1).to(tl.int64)  # whatever the table says, stay in the pool
-        k = _load(k_ptr, k_scale_ptr, page, keys % PAGE, seen, s, DIM, acc.shape[1], MASKED, q.dtype)
+            if PAGE % BLOCK_N == 0:
+                page = tl.load(table_ptr + tile * BLOCK_N // PAGE)
+            else:
+                page = tl.load(table_ptr + keys // PAGE, mask=seen, other=0)
+            # Whatever the table says, stay in the pool.
+            page, place = tl.minimum(tl.maximum(page, 0), num_pages - 1).to(tl.int64), keys % PAGE
+        k = _load(k_ptr, k_scale_ptr, page, place, seen, s, DIM, acc.shape[1], MASKED, q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if MASKED:
             scores = _hide(scores, keys, positions, seen_keys, mask_row, s, LOG2E, WINDOW, MASK)
@@ -131,7 +136,7 @@ def _tiles(
             base = tl.where(higher == -float("inf"), 0.0, higher)  # a query that has seen no key yet
         weights = tl.exp2(scores - base[:, None])
         shrink = tl.exp2(largest - base)
-        v = _load(v_ptr, v_scale_ptr, page, keys % PAGE, seen, s, DIM, acc.shape[1], MASKED, q.dtype)
+        v = _load(v_ptr, v_scale_ptr, page, place, seen, s, DIM, acc.shape[1], MASKED, q.dtype)
         acc = tl.dot(weights.to(q.dtype), v, acc * shrink[:, None], input_precision="ieee")
         total = total * shrink + tl.sum(weights, 1)
         largest = higher
@@ -167,14 +172,17 @@ def attend(
     high = tl.cdiv(seen_keys, BLOCK_N)
     begin = tl.where(is_first, low, tl.maximum(begin, low))
     end = tl.where(is_last, high, tl.minimum(end, high))
-
     at = batch * s.q_batch + tokens.to(tl.int64) * s.q_token + heads * s.q_head
     q = tl.load(q_ptr + at[:, None] + dims[None, :], mask=valid[:, None] & (dims < DIM)[None, :], other=0)
     mask_row = positions
     if MASK != "none":
         mask_row = mask_ptr + batch * s.mask_batch + tokens.to(tl.int64) * s.mask_query + heads * s.mask_head
-    table_ptr += row.to(tl.int64) * s.table
-    k_ptr, v_ptr = k_ptr + head * s.pool_head, v_ptr + head * s.pool_head
+    at = head * s.pool_head
+    if table_ptr is None:
+        at += row.to(tl.int64) * s.pool_page
+    else:
+        table_ptr += row.to(tl.int64) * s.table
+    k_ptr, v_ptr = k_ptr + at, v_ptr + at
     if k_scale_ptr is not None:
         k_scale_ptr, v_scale_ptr = k_scale_ptr + head * s.scale_head, v_scale_ptr + head * s.scale_head
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)

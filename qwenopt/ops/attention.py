@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps
+from qwenopt.ops.triton import attention as by_triton
 
 # Largest head_dim of the native kernel (its accumulators live on the stack).
 MAX_HEAD_DIM = 256
@@ -164,3 +165,6 @@ def attention_cpu(
     scratch = torch.empty(lib.attention_scratch_bytes(*_sizes(q, k), threads), dtype=torch.uint8)
     lib.attention(*_operands(q, k, v, mask, q_positions, out, scratch, is_causal, scale), threads)
     return out.transpose(1, 2)
+
+
+ATTENTION.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.attention)
