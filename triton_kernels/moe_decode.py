@@ -37,8 +37,9 @@ def decode_gate_up_kernel(
     n, k = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     keep = n < num_cols
     x_ptr += (pair // TOP_K).to(tl.int64) * x_stride
-    gates = weight_ptr + expert * expert_stride + n[:, None].to(tl.int64) * row_stride + k[None, :]
-    ups = gates + num_cols.to(tl.int64) * row_stride
+    weight_ptr += expert * expert_stride
+    gates = weight_ptr + n[:, None].to(tl.int64) * row_stride + k[None, :]
+    ups = weight_ptr + (n + num_cols)[:, None].to(tl.int64) * row_stride + k[None, :]
     gate = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for start in range(0, num_inner, BLOCK_K):

@@ -16,7 +16,7 @@ CAPABILITIES = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm
 BF16, HALF, FP32 = torch.bfloat16, torch.float16, torch.float32
 # What a block may have on the smallest device from 8.0 on (8.6, 8.9, 12.0); on 9.0, half of a multiprocessor.
 MAX_SHARED_BYTES = {80: 99 * 1024, 90: 112 * 1024}
-MAX_SPILL_BYTES = 32
+MAX_SPILL_BYTES = 48  # a few of a thread's 255 registers: on 8.0 up to 32 bytes with triton 3.7.1 and 40 with 3.6.0
 NUM_SMS = 108
 CASES: dict[str, dict[str, Any]] = {
     "group of 8": {},

@@ -134,3 +134,12 @@ def test_float32_experts_compile(capability: int) -> None:
     for kernel in found.values():
         assert_fits(kernel, capability)
         assert "mma" not in kernel.ptx, "tensor cores would lose digits"
+
+
+@pytest.mark.parametrize("rows", [1, 3, 90])
+def test_sizes_of_one_compile(rows: int) -> None:
+    """The compiler takes an argument of 1 for a constant, which the interpreter does not."""
+    if rows <= 16:
+        assert compiled(90, planned_linear, NUM_SMS, weight(rows, 1), weight(1, 1), weight(1))
+    x, ids, scores = weight(rows, 1), torch.empty(rows, 1).long(), weight(rows, 1)
+    assert compiled(90, planned_experts, 9, x, ids, scores, weight(1, 2, 1), weight(1, 1, 1))
