@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness import check
 
 from qwenopt.ops.logit_signals import LOGIT_SIGNALS
 
@@ -26,8 +27,7 @@ def bench_logit_signals(benchmark: Any, rows: int, dtype: torch.dtype, signals: 
     if impl == "cpu" and (reason := LOGIT_SIGNALS.choose((logits, END, entropy)).reason):
         pytest.skip(reason)
     fn: Any = LOGIT_SIGNALS if impl == "cpu" else LOGIT_SIGNALS.reference
-    truth = LOGIT_SIGNALS.reference(logits.double(), END, entropy)
-    torch.testing.assert_close(fn(logits, END, entropy), truth, rtol=1e-5, atol=1e-5)
+    check("logit_signals", fn, (logits, END, entropy))
     benchmark.group = f"logit_signals-{signals}-{rows} rows-{dtype}"
     benchmark.extra_info["bytes"] = logits.numel() * dtype.itemsize
     benchmark.pedantic(fn, (logits, END, entropy), rounds=30, warmup_rounds=3)

@@ -24,7 +24,7 @@ def why_not(gm: GraphModule, inputs: Sequence[Any]) -> str | None:
         return f"tensor subclass {type(odd).__name__}"
     device = next((t.device.type for t in tensors if t.device.type != "cpu"), None)
     if device is not None:
-        return f"device {device} has no kernels in this version"
+        return f"graphs on {device} are not rewritten in this version"
     return _autocast(gm.graph.nodes)
 
 

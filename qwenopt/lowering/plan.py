@@ -55,7 +55,7 @@ def install(gm: GraphModule, raised: Iterable[Raised]) -> Installed:
     _drop_unused_numbers(gm.graph)
     kind: type[Planned] = Planned
     runs = _runs(gm.graph, ops, done)
-    if not runs and (sizes := plan_symbols.hints([n for n in gm.graph.nodes if n.op == "placeholder"])):
+    if not runs and (sizes := _sizes(gm.graph)):
         done.breaks.clear()  # they were of a plan for all sizes
         kind, runs = SizedPlanned, _runs(gm.graph, ops, done, sizes)
     for nodes in runs:
@@ -63,6 +63,13 @@ def install(gm: GraphModule, raised: Iterable[Raised]) -> Installed:
         if planned is not None:
             done.steps.append(planned.prepare().plan.num_steps)
     return done
+
+
+def _sizes(graph: Graph) -> dict[Any, int]:
+    """The present value of each symbol in the sizes of what the graph computes."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    symbols = plan_symbols.computed(node for node in graph.nodes if node.op.startswith("call"))
+    return plan_symbols.hints(inputs, symbols)
 
 
 def _drop_unused_numbers(graph: Graph) -> None:

@@ -20,7 +20,7 @@ _HEAVY = frozenset({"linear", "moe_experts", "attention", "paged_attention"})
 class Recording:
     """Nodes of one run while they are being recorded: the steps, and the array that each node's value has become.
 
-    `sizes` gives every symbol a value: the plan is for these sizes alone.
+    `sizes` gives symbols a value: the plan is for these sizes alone.
     """
 
     def __init__(self, ops: Mapping[Node, Raised], threads: int, sizes: Mapping[Any, int] | None = None) -> None:
@@ -28,8 +28,8 @@ class Recording:
         self.steps = Steps(threads)
         self.values: dict[Node, Any] = {}
         self.inputs: list[Node] = []
-        self.fixed = sizes is not None
-        self.symbols = plan_symbols.Symbols() if sizes is None else plan_symbols.Fixed(sizes)
+        self.fixed = bool(sizes)
+        self.symbols = plan_symbols.Symbols(sizes)
 
     def add(self, node: Node) -> None:
         """Record `node`; raises NotPlanned where it cannot be, which ends the recording."""

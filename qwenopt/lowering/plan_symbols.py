@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from qwenopt.ops.steps import NotPlanned, Number, Size
 
 
 class Symbols:
-    """The symbols met so far: for each, the input and the dimension whose size it is."""
+    """The symbols met so far: for each, the input and the dimension whose size it is. Those in `values` are no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: Mapping[Any, int] | None = None) -> None:
         self.places: list[tuple[Node, int]] = []
         self._index: dict[Any, int] = {}
+        self._values, self._known = dict(values or {}), dict[Any, Any]()
 
     def number(self, value: Any, node: Node | None = None, dim: int = 0) -> Number:
         """`value` as an int, or as what it is at run time. A bare symbol is learnt as dimension `dim` of `node`."""
@@ -26,7 +27,7 @@ class Symbols:
             return value
         if not isinstance(value, SymInt):
             raise NotPlanned(f"a size of type {type(value).__name__}")
-        expr = value.node.expr
+        expr = self._filled(value.node.expr)
         if expr.is_Integer:
             return int(expr)
         symbols = list(expr.free_symbols)
@@ -42,26 +43,11 @@ class Symbols:
             raise NotPlanned(f"a size that is not a multiple of a dimension: {expr}")
         return Size(self._index[symbol], int(scale), int(offset))
 
-
-class Fixed:
-    """The same for a plan of one size: every symbol has a value."""
-
-    def __init__(self, values: Mapping[Any, int]) -> None:
-        self.places: list[tuple[Node, int]] = []
-        self._values, self._known = dict(values), dict[Any, int]()
-
-    def number(self, value: Any, node: Node | None = None, dim: int = 0) -> Number:
-        """`value` as an int."""
-        if isinstance(value, int):
-            return value
-        if not isinstance(value, SymInt):
-            raise NotPlanned(f"a size of type {type(value).__name__}")
-        expr = value.node.expr
+    def _filled(self, expr: Any) -> Any:
+        if not self._values:
+            return expr
         if expr not in self._known:  # a graph has hundreds of sizes, but few that differ
-            found = expr.subs(self._values)
-            if not found.is_Integer:
-                raise NotPlanned(f"a size that the inputs do not tell: {expr}")
-            self._known[expr] = int(found)
+            self._known[expr] = expr.subs(self._values)
         return self._known[expr]
 
 
@@ -70,27 +56,35 @@ def is_size(value: Any) -> bool:
     return isinstance(value, int | SymInt | torch.Size)
 
 
-def places(nodes: Iterable[Node]) -> dict[Any, tuple[int, int | None]]:
-    """Each symbol of the inputs `nodes`: which of them tells its value, and in which dimension (None: is it itself)."""
+def _sizes(node: Node) -> list[tuple[Any, int | None]]:
+    """The sizes that a node tells, each with its dimension (None: the node is that size itself)."""
+    fake = spelling.fake(node)
+    if isinstance(fake, Tensor):
+        return [(size, dim) for dim, size in enumerate(fake.shape)]
+    return [(fake, None)]
+
+
+def computed(nodes: Iterable[Node]) -> set[Any]:
+    """The symbols in the sizes of what these nodes compute. Others are of inputs alone, such as the pages of a pool."""
+    sizes = [size for node in nodes for size, _ in _sizes(node) if isinstance(size, SymInt)]
+    return {symbol for size in sizes for symbol in size.node.expr.free_symbols}
+
+
+def places(inputs: Iterable[Node], symbols: set[Any]) -> dict[Any, tuple[int, int | None]]:
+    """Which of the inputs tells the value of each of `symbols`, and in which dimension (None: it is that itself)."""
     found: dict[Any, tuple[int, int | None]] = {}
-    for i, node in enumerate(nodes):
-        fake = spelling.fake(node)
-        sizes: list[tuple[Any, int | None]] = [(fake, None)]
-        if isinstance(fake, Tensor):
-            sizes = [(size, dim) for dim, size in enumerate(fake.shape)]
-        for size, dim in sizes:
-            if isinstance(size, SymInt) and size.node.expr.is_Symbol:
+    for i, node in enumerate(inputs):
+        for size, dim in _sizes(node):
+            if isinstance(size, SymInt) and size.node.expr in symbols:
                 found.setdefault(size.node.expr, (i, dim))
     return found
 
 
-def hints(nodes: Sequence[Node]) -> dict[Any, int]:
-    """The values with which Dynamo traced the symbols of these inputs; none if one of them had no value."""
+def hints(inputs: Iterable[Node], symbols: set[Any]) -> dict[Any, int]:
+    """The values with which Dynamo traced `symbols`; none at all if the inputs do not tell each of them."""
     values = {}
-    for symbol, (i, dim) in places(nodes).items():
-        fake = spelling.fake(nodes[i])
-        node = (fake if dim is None else fake.shape[dim]).node
-        if not node.has_hint():  # what an op returned that looks at data
-            return {}
-        values[symbol] = int(node.hint)
-    return values
+    for node in inputs:
+        for size, _ in _sizes(node):
+            if isinstance(size, SymInt) and size.node.expr in symbols and size.node.has_hint():
+                values.setdefault(size.node.expr, int(size.node.hint))
+    return values if values.keys() == symbols else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,3 +98,23 @@ def compiled(capability: int, call: Callable[..., Any], *args: Any) -> list[Kern
             )
         )
     return kernels
+
+
+# What a block may have on the smallest device from 8.0 on (8.6, 8.9, 12.0); on 9.0, half of a multiprocessor.
+MAX_SHARED_BYTES = {80: 99 * 1024, 90: 112 * 1024}
+
+
+def assert_fits(
+    kernel: Kernel, capability: int, spill_bytes: int, shared_bytes: Mapping[int, int] = MAX_SHARED_BYTES
+) -> None:
+    """Compiled for that capability, in the shared memory of a block, with no more spilled than said."""
+    assert f".target sm_{'90a' if capability == 90 else capability}" in kernel.ptx
+    assert kernel.shared_bytes <= shared_bytes[capability], (
+        f"{kernel.name}: {kernel.shared_bytes} bytes of shared memory"
+    )
+    assert kernel.spill_bytes <= spill_bytes, f"{kernel.name}: {kernel.spill_bytes} bytes spilled"
+
+
+def wide_copies(kernel: Kernel) -> int:
+    """Asynchronous copies of 16 bytes to shared memory: how tiles of keys, values and weights arrive."""
+    return len(re.findall(r"cp\.async\.cg\.shared\.global [^;]*, 0x10", kernel.ptx))

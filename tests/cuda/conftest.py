@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 
+from qwenopt.cupy_kernels import nvrtc
 from qwenopt.testing import emulated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,3 +29,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Threads that wait go on in another order: a kernel that lacks a barrier gives other results.
     if "emulation" in metafunc.fixturenames:
         metafunc.parametrize("emulation", list(emulated.ORDERS), indirect=True)
+
+
+@pytest.fixture(scope="session")
+def real_compiler() -> nvrtc.Nvrtc:
+    """NVRTC itself. Where its package is installed, as `make test` does, not finding it is a failure."""
+    try:
+        return nvrtc.load()
+    except nvrtc.NvrtcError as error:
+        if any(name.startswith("nvidia-cuda-nvrtc") for name in _installed()):
+            raise
+        pytest.skip(str(error))
+
+
+def _installed() -> list[str]:
+    return [distribution.name for distribution in distributions()]

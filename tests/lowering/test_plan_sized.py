@@ -119,12 +119,35 @@ def test_each_number_of_threads_has_plans_of_its_own(compiled: Compiled) -> None
     assert made == [(1, 1), (2, 2)]
 
 
-def test_a_size_that_no_input_tells_is_refused() -> None:
+def test_sizes_that_no_input_tells_have_no_plan() -> None:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    size = ShapeEnv().create_unbacked_symint()
-    with pytest.raises(NotPlanned, match="do not tell"):
-        plan_symbols.Fixed({}).number(size)
+    graph = torch.fx.Graph()
+    node = graph.placeholder("size")
+    node.meta["example_value"] = size = ShapeEnv().create_unbacked_symint()
+    assert plan_symbols.hints([node], {size.node.expr}) == {}
+    assert plan_symbols.hints([], {size.node.expr}) == {}
+    with pytest.raises(NotPlanned, match="not a multiple of a dimension"):
+        plan_symbols.Symbols().number(size)
+
+
+def test_pools_of_another_size_have_the_same_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what a run computes decides over its plans; the pages of a pool are a size that is read at each call."""
+    import qwenopt
+    from qwenopt.testing.models import tiny_model
+
+    torch.compiler.reset()
+    model, ids = tiny_model("0.6B"), torch.randint(0, 100, (1, 16))
+    planned: dict[int, list[bool]] = {}
+    run = SizedPlanned._run
+    for pages in (4, 5, 6, 7):  # the first is compiled for itself, the second for any
+        seen = planned[pages] = []
+        monkeypatch.setattr(
+            SizedPlanned, "_run", lambda self, p, *a, s=seen: s.append(p is not None) or run(self, p, *a)
+        )
+        cache = qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=pages, page_size=16)
+        qwenopt.generate(model, ids, max_new_tokens=1, temperature=0.0, prefill_tokens=16, cache=cache)
+    assert planned[6] == planned[7] == [True]
 
 
 def test_prompts_are_read_by_plans() -> None:

@@ -22,11 +22,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
-def capability(request: pytest.FixtureRequest) -> int:
-    """What to compile for."""
+@pytest.fixture
+def compiles() -> None:
+    """Skips where Triton interprets instead."""
     if os.environ.get("TRITON_INTERPRET"):
         pytest.skip("TRITON_INTERPRET is set: Triton compiles nothing in this process")
+
+
+@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
+def capability(request: pytest.FixtureRequest, compiles: None) -> int:
+    """What to compile for."""
     return int(request.param)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -11,23 +10,13 @@ import torch
 
 from qwenopt.ops.triton.kv_append import kv_append
 from qwenopt.ops.triton.paged_attention import planned_attention
-from qwenopt.testing.compiled import Kernel, compiled
+from qwenopt.testing.compiled import Kernel, assert_fits, compiled, wide_copies
 
-CAPABILITIES = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 BF16, HALF, FP32 = torch.bfloat16, torch.float16, torch.float32
-# 8.0: what a block may have on the smallest device with the same table of tiles (8.6, 8.9, 12.0). 9.0: two blocks on
-# a multiprocessor.
-MAX_SHARED_BYTES = {80: 99 * 1024, 90: 112 * 1024}
 # A few of a thread's 255 registers. int8: dequantising needs more, on 8.0 up to 84 bytes with triton 3.7.1 and 180 with
 # 3.6.0 (2026-11-25).
 MAX_SPILL_BYTES = {True: 192, False: 32}
 NUM_SMS = 108
-
-
-@pytest.fixture(autouse=True)
-def compiles() -> None:
-    if os.environ.get("TRITON_INTERPRET"):
-        pytest.skip("TRITON_INTERPRET is set: Triton compiles nothing in this process")
 
 
 def attention(
@@ -58,18 +47,6 @@ def kernels(capability: int, args: tuple[Any, ...]) -> dict[str, Kernel]:
     return {kernel.name: kernel for kernel in found}
 
 
-def assert_fits(kernel: Kernel, capability: int, int8: bool = False) -> None:
-    assert kernel.shared_bytes <= MAX_SHARED_BYTES[capability], (
-        f"{kernel.name}: {kernel.shared_bytes} bytes of shared memory"
-    )
-    assert kernel.spill_bytes <= MAX_SPILL_BYTES[int8], f"{kernel.name}: {kernel.spill_bytes} bytes spilled"
-
-
-def wide_copies(kernel: Kernel) -> int:
-    """Asynchronous copies of 16 bytes to shared memory: how tiles of keys and values arrive."""
-    return len(re.findall(r"cp\.async\.cg\.shared\.global [^;]*, 0x10", kernel.ptx))
-
-
 DECODE_CASES = {
     "pages of 16": {},
     "pages of 64": {"page_size": 64},
@@ -87,7 +64,6 @@ DECODE_CASES = {
 }
 
 
-@CAPABILITIES
 @pytest.mark.parametrize("name", DECODE_CASES)
 def test_decode_compiles(name: str, capability: int) -> None:
     case = DECODE_CASES[name]
@@ -95,7 +71,7 @@ def test_decode_compiles(name: str, capability: int) -> None:
     assert set(found) == {"flat_kernel", "combine_kernel"}
     for kernel in found.values():
         assert f".target sm_{'90a' if capability == 90 else capability}" in kernel.ptx
-        assert_fits(kernel, capability, case.get("int8", False))
+        assert_fits(kernel, capability, MAX_SPILL_BYTES[case.get("int8", False)])
     if name != "float32 int8":  # there a thread has 8 bytes of a tile
         assert wide_copies(found["flat_kernel"]) >= 4
     assert ("mma.sync" in found["flat_kernel"].ptx) == (case.get("dtype") != FP32)
@@ -110,14 +86,13 @@ CHUNK_CASES = {
 }
 
 
-@CAPABILITIES
 @pytest.mark.parametrize("name", CHUNK_CASES)
 def test_a_chunk_compiles(name: str, capability: int) -> None:
     case = CHUNK_CASES[name]
     found = kernels(capability, attention(1, 20, **case))
     assert set(found) == {"flat_kernel", "combine_kernel"}
     for kernel in found.values():
-        assert_fits(kernel, capability, case.get("int8", False))
+        assert_fits(kernel, capability, MAX_SPILL_BYTES[case.get("int8", False)])
 
 
 PREFILL_CASES = {
@@ -133,21 +108,19 @@ PREFILL_CASES = {
 }
 
 
-@CAPABILITIES
 @pytest.mark.parametrize("name", PREFILL_CASES)
 def test_prefill_compiles_to_matrix_instructions(name: str, capability: int) -> None:
     case = PREFILL_CASES[name]
     found = kernels(capability, attention(4, 2048, **case))
     assert set(found) == ({"blocks_kernel"} if case.get("mask") else {"flat_kernel", "combine_kernel", "blocks_kernel"})
     kernel = found["blocks_kernel"]
-    assert_fits(kernel, capability, case.get("int8", False))
+    assert_fits(kernel, capability, MAX_SPILL_BYTES[case.get("int8", False)])
     assert wide_copies(kernel) >= 4
     tensor_cores = case.get("dtype") != FP32
     assert ("wgmma.mma_async" in kernel.ptx) == (tensor_cores and capability == 90)
     assert ("mma.sync" in kernel.ptx) == (tensor_cores and capability == 80)
 
 
-@CAPABILITIES
 @pytest.mark.parametrize("pool", [BF16, HALF, FP32, torch.int8], ids=str)
 def test_kv_append_compiles(pool: torch.dtype, capability: int) -> None:
     dtype = BF16 if pool == torch.int8 else pool
@@ -155,7 +128,7 @@ def test_kv_append_compiles(pool: torch.dtype, capability: int) -> None:
     scales = [torch.zeros(2, 8, 16) if pool == torch.int8 else None for _ in range(2)]
     x = torch.zeros(1, 8, 4, 128, dtype=dtype)
     (kernel,) = compiled(capability, kv_append, *pools, *scales, x, x, torch.zeros(4).long())
-    assert_fits(kernel, capability)
+    assert_fits(kernel, capability, MAX_SPILL_BYTES[False])
     assert kernel.shared_bytes <= 1024
     # 16 bytes a thread on either side, or what 8 codes have.
     assert re.search(r"ld\.global\.v4\.b32", kernel.ptx)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
 from typing import Any
 
 import pytest
 import torch
 
 from qwenopt.ops.triton.attention import planned_attention
-from qwenopt.testing.compiled import Kernel, compiled
+from qwenopt.testing.compiled import Kernel, assert_fits, compiled, wide_copies
 
-CAPABILITIES = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 BF16, HALF, FP32 = torch.bfloat16, torch.float16, torch.float32
-# What a block may have on the smallest device from 8.0 on (8.6, 8.9, 12.0); on 9.0, half of a multiprocessor.
-MAX_SHARED_BYTES = {80: 99 * 1024, 90: 112 * 1024}
 MAX_SPILL_BYTES = 48  # a few of a thread's 255 registers: on 8.0 up to 32 bytes with triton 3.7.1 and 40 with 3.6.0
 NUM_SMS = 108
 CASES: dict[str, dict[str, Any]] = {
@@ -28,12 +23,6 @@ CASES: dict[str, dict[str, Any]] = {
     "float32": {"dtype": FP32},
     "mask": {"mask": True},
 }
-
-
-@pytest.fixture(autouse=True)
-def compiles() -> None:
-    if os.environ.get("TRITON_INTERPRET"):
-        pytest.skip("TRITON_INTERPRET is set: Triton compiles nothing in this process")
 
 
 def kernels(
@@ -54,18 +43,10 @@ def kernels(
     args = (q, cache, cache, seen, torch.zeros(seq).long(), False, dim**-0.5)
     found = compiled(capability, planned_attention, (NUM_SMS, capability // 10), *args)
     for kernel in found:
-        assert f".target sm_{'90a' if capability == 90 else capability}" in kernel.ptx
-        assert kernel.shared_bytes <= MAX_SHARED_BYTES[capability], f"{kernel.name}: {kernel.shared_bytes} bytes"
-        assert kernel.spill_bytes <= MAX_SPILL_BYTES, f"{kernel.name}: {kernel.spill_bytes} bytes spilled"
+        assert_fits(kernel, capability, MAX_SPILL_BYTES)
     return {kernel.name: kernel for kernel in found}
 
 
-def wide_copies(kernel: Kernel) -> int:
-    """Asynchronous copies of 16 bytes to shared memory: how tiles of keys and values arrive."""
-    return len(re.findall(r"cp\.async\.cg\.shared\.global [^;]*, 0x10", kernel.ptx))
-
-
-@CAPABILITIES
 @pytest.mark.parametrize("name", CASES)
 def test_decode(name: str, capability: int) -> None:
     found = kernels(capability, 1, 4096, **CASES[name])
@@ -74,7 +55,6 @@ def test_decode(name: str, capability: int) -> None:
     assert ("mma.sync" in found["flat_kernel"].ptx) == (name != "float32")
 
 
-@CAPABILITIES
 @pytest.mark.parametrize("name", CASES)
 def test_prefill_compiles_to_matrix_instructions(name: str, capability: int) -> None:
     found = kernels(capability, 2048, 4096, **CASES[name])
@@ -84,6 +64,7 @@ def test_prefill_compiles_to_matrix_instructions(name: str, capability: int) -> 
     assert ("mma.sync" in found["blocks_kernel"].ptx) == (name != "float32" and capability == 80)
 
 
+@pytest.mark.usefixtures("compiles")
 @pytest.mark.parametrize("seq", [1, 2048])
 def test_a_length_is_not_compiled_in(seq: int) -> None:
     from qwenopt.triton_kernels.paged_blocks import blocks_kernel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
@@ -11,33 +10,11 @@ from torch import Tensor
 
 from qwenopt.ops.triton.linear import planned_linear
 from qwenopt.ops.triton.moe_experts import planned_experts
-from qwenopt.testing.compiled import Kernel, compiled
+from qwenopt.testing.compiled import MAX_SHARED_BYTES, Kernel, assert_fits, compiled, wide_copies
 
-CAPABILITIES = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 BF16, HALF, FP32 = torch.bfloat16, torch.float16, torch.float32
-# What a block may have on the smallest device from 8.0 on (8.6, 8.9, 12.0); on 9.0, half of a multiprocessor.
-MAX_SHARED_BYTES = {80: 99 * 1024, 90: 112 * 1024}
-MAX_SPILL_BYTES = 32
+MAX_SPILL_BYTES = 32  # a few of a thread's 255 registers
 NUM_SMS = 132
-
-
-@pytest.fixture(autouse=True)
-def compiles() -> None:
-    if os.environ.get("TRITON_INTERPRET"):
-        pytest.skip("TRITON_INTERPRET is set: Triton compiles nothing in this process")
-
-
-def assert_fits(kernel: Kernel, capability: int, shared_bytes: dict[int, int] = MAX_SHARED_BYTES) -> None:
-    assert f".target sm_{'90a' if capability == 90 else capability}" in kernel.ptx
-    assert kernel.shared_bytes <= shared_bytes[capability], (
-        f"{kernel.name}: {kernel.shared_bytes} bytes of shared memory"
-    )
-    assert kernel.spill_bytes <= MAX_SPILL_BYTES, f"{kernel.name}: {kernel.spill_bytes} bytes spilled"
-
-
-def wide_copies(kernel: Kernel) -> int:
-    """Asynchronous copies of 16 bytes to shared memory."""
-    return len(re.findall(r"cp\.async\.cg\.shared\.global [^;]*, 0x10", kernel.ptx))
 
 
 def wide_loads(kernel: Kernel) -> int:
@@ -53,11 +30,10 @@ def linear(capability: int, rows: int, n: int, k: int, dtype: torch.dtype = BF16
     x, b = weight(rows, k, dtype=dtype), weight(n, dtype=dtype) if bias else None
     found = compiled(capability, planned_linear, NUM_SMS, x, weight(n, k, dtype=dtype), b)
     for kernel in found:
-        assert_fits(kernel, capability)
+        assert_fits(kernel, capability, MAX_SPILL_BYTES)
     return found
 
 
-@CAPABILITIES
 @pytest.mark.parametrize("dtype", [BF16, HALF, FP32], ids=str)
 @pytest.mark.parametrize(("n", "k"), [(1024, 1024), (4096, 2560), (40000, 1024)])
 def test_one_row_is_read_in_vectors(n: int, k: int, dtype: torch.dtype, capability: int) -> None:
@@ -67,7 +43,6 @@ def test_one_row_is_read_in_vectors(n: int, k: int, dtype: torch.dtype, capabili
     assert kernel.shared_bytes <= 2048
 
 
-@CAPABILITIES
 @pytest.mark.parametrize("dtype", [BF16, HALF], ids=str)
 @pytest.mark.parametrize(("n", "k"), [(1024, 1024), (4096, 2560), (40000, 1024)])
 def test_few_rows_are_multiplied_by_matrix_instructions(n: int, k: int, dtype: torch.dtype, capability: int) -> None:
@@ -91,14 +66,13 @@ def experts(capability: int, tokens: int, name: str = "30B-A3B", dtype: torch.dt
     return {kernel.name: kernel for kernel in found}
 
 
-@CAPABILITIES
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
 @pytest.mark.parametrize("name", ["30B-A3B", "235B-A22B"])
 def test_experts_of_a_few_tokens_are_read_in_vectors(name: str, dtype: torch.dtype, capability: int) -> None:
     found = experts(capability, 8, name, dtype)
     assert set(found) == {"decode_gate_up_kernel", "decode_down_kernel"}
     for kernel in found.values():
-        assert_fits(kernel, capability)
+        assert_fits(kernel, capability, MAX_SPILL_BYTES)
         assert kernel.shared_bytes <= 2048
         assert wide_loads(kernel) >= 4
     # A wrong id stops the device, as in torch's own indexing.
@@ -109,7 +83,6 @@ def test_experts_of_a_few_tokens_are_read_in_vectors(name: str, dtype: torch.dty
 SORTED = {"count_kernel", "place_kernel", "gate_up_kernel", "down_kernel", "combine_kernel"}
 
 
-@CAPABILITIES
 @pytest.mark.parametrize("tokens", [64, 256, 1024, 4096])
 @pytest.mark.parametrize("name", ["30B-A3B", "30B-A3B over 8"])
 def test_experts_are_multiplied_by_matrix_instructions(name: str, tokens: int, capability: int) -> None:
@@ -117,7 +90,7 @@ def test_experts_are_multiplied_by_matrix_instructions(name: str, tokens: int, c
     assert set(found) == SORTED
     for kernel in found.values():
         large = tokens == 4096 and capability == 90  # one block of the largest tile has a multiprocessor for itself
-        assert_fits(kernel, capability, {90: 227 * 1024} if large else MAX_SHARED_BYTES)
+        assert_fits(kernel, capability, MAX_SPILL_BYTES, {90: 227 * 1024} if large else MAX_SHARED_BYTES)
     assert "__assertfail" in found["combine_kernel"].ptx
     for product in ("gate_up_kernel", "down_kernel"):
         tall = tokens >= 1024
@@ -127,15 +100,15 @@ def test_experts_are_multiplied_by_matrix_instructions(name: str, tokens: int, c
         assert "__assertfail" not in found[product].ptx
 
 
-@CAPABILITIES
 def test_float32_experts_compile(capability: int) -> None:
     found = experts(capability, 64, dtype=FP32)
     assert set(found) == SORTED
     for kernel in found.values():
-        assert_fits(kernel, capability)
+        assert_fits(kernel, capability, MAX_SPILL_BYTES)
         assert "mma" not in kernel.ptx, "tensor cores would lose digits"
 
 
+@pytest.mark.usefixtures("compiles")
 @pytest.mark.parametrize("rows", [1, 3, 90])
 def test_sizes_of_one_compile(rows: int) -> None:
     """The compiler takes an argument of 1 for a constant, which the interpreter does not."""

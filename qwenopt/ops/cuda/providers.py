@@ -15,23 +15,13 @@ from torch import Tensor
 
 from qwenopt import native
 from qwenopt.ops.cuda.launch import Launch, Run
+from qwenopt.ops.gpu import no_device, one_device
 from qwenopt.ops.op import Op
-
-MIN_CAPABILITY = (8, 0)
-
-
-def _no_device() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device; torch.cuda.is_available() is False"
-    capability = torch.cuda.get_device_capability()
-    if capability < MIN_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 or newer"
-    return None
 
 
 def cuda_available() -> str | None:
     """None when the kernels in `qwenopt._C` can run on this machine, else why not."""
-    reason = native.why_not() or _no_device()
+    reason = native.why_not() or no_device()
     if reason is None:
         reason = native.C().cuda_missing()
     return reason
@@ -39,7 +29,7 @@ def cuda_available() -> str | None:
 
 def cupy_available() -> str | None:
     """None when CuPy and NVRTC can compile and start the kernels on this machine, else why not."""
-    reason = _no_device()
+    reason = no_device()
     if reason is None:
         from qwenopt.cupy_kernels import launch
 
@@ -76,16 +66,12 @@ RUNS: dict[str, tuple[Callable[[], str | None], Run]] = {
 }
 
 
-def _one_device(args: tuple[Any, ...]) -> str | None:
-    devices = {a.device for a in args if isinstance(a, Tensor)}
-    return f"tensors on several devices: {', '.join(sorted(map(str, devices)))}" if len(devices) > 1 else None
-
-
 def register(op: Op, accepts: Callable[..., str | None], fn: Callable[..., Any]) -> None:
     """Make `fn(run, *args)` the providers `cuda` and `cupy` of an op."""
 
     def fits(*args: Any) -> str | None:
-        return _one_device(args) or accepts(*args)
+        tensors = {name: a for name, a in zip(op.signature.parameters, args, strict=True) if isinstance(a, Tensor)}
+        return one_device(**tensors) or accepts(*args)
 
     for name, (available, run) in RUNS.items():
         op.provider(name, "cuda", available=available, accepts=fits)(_on_device(op, partial(fn, run)))

@@ -12,8 +12,9 @@ import itertools
 import torch
 from torch import Tensor
 
+from qwenopt.ops.gpu import no_device
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MIN_CAPABILITY = (8, 0)
 
 
 @functools.cache
@@ -25,20 +26,7 @@ def available() -> str | None:
     """None when Triton is installed and there is a GPU that its kernels are written for, else why not."""
     if not _installed():
         return "triton is not installed (pip install qwenopt[triton])"
-    if not torch.cuda.is_available():
-        return "no CUDA device; torch.cuda.is_available() is False"
-    capability = torch.cuda.get_device_capability()
-    if capability < MIN_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 or newer"
-    return None
-
-
-def one_device(**tensors: Tensor | None) -> str | None:
-    """None when all tensors lie on one device, else where each lies."""
-    devices = {name: t.device for name, t in tensors.items() if t is not None}
-    if len(set(devices.values())) > 1:
-        return "tensors on several devices: " + ", ".join(f"{name} on {device}" for name, device in devices.items())
-    return None
+    return no_device()
 
 
 def unit_strides(**tensors: Tensor | None) -> str | None:
@@ -64,10 +52,10 @@ def one_layout(a: Tensor | None, b: Tensor | None, names: str) -> str | None:
     return None
 
 
-def one_dtype(**tensors: Tensor) -> str | None:
+def one_dtype(**tensors: Tensor | None) -> str | None:
     """None when all tensors share one dtype that the kernels have, else the reason."""
-    if len({t.dtype for t in tensors.values()}) > 1:
-        return "mixed dtypes: " + ", ".join(f"{name} has {t.dtype}" for name, t in tensors.items())
+    if len(found := {str(t.dtype) for t in tensors.values() if t is not None}) > 1:
+        return "mixed dtypes " + ", ".join(sorted(found))
     return dtypes(DTYPES, **tensors)
 
 

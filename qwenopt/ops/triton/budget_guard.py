@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from qwenopt.ops.cpu import contiguous
-from qwenopt.ops.triton import DTYPES, dtypes, one_device, unit_strides
+from qwenopt.ops.gpu import one_device
+from qwenopt.ops.triton import DTYPES, dtypes, unit_strides
 from qwenopt.ops.triton.budget_layout import layout
 
 

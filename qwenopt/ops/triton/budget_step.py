@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qwenopt.ops.cpu import contiguous
-from qwenopt.ops.triton import one_device
+from qwenopt.ops.gpu import one_device
 from qwenopt.ops.triton.budget_layout import layout
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qwenopt.ops.triton import DTYPES, dtypes, one_device, unit_strides
+from qwenopt.ops.gpu import one_device
+from qwenopt.ops.triton import DTYPES, dtypes, unit_strides
 
 
 def accepts(

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwenopt.ops.triton import DTYPES, dtypes, one_device, unit_strides
+from qwenopt.ops.gpu import one_device
+from qwenopt.ops.triton import one_dtype, unit_strides
 
 MAX_ROWS = 16
 
 
 def accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     tensors = {"x": x, "weight": weight, "bias": bias}
-    if len(found := {str(t.dtype) for t in tensors.values() if t is not None}) > 1:
-        return "mixed dtypes " + ", ".join(sorted(found))
-    return one_device(**tensors) or dtypes(DTYPES, x=x) or unit_strides(weight=weight, bias=bias)
+    return one_device(**tensors) or one_dtype(**tensors) or unit_strides(weight=weight, bias=bias)
 
 
 def _on_kernel(rows: int, x: Tensor) -> bool:

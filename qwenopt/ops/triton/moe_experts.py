@@ -5,20 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qwenopt.ops.triton import DTYPES, dtypes, one_device, unit_strides
+from qwenopt.ops.gpu import one_device
+from qwenopt.ops.triton import dtypes, one_dtype, unit_strides
 
 MAX_TOP_K = 16  # a token's experts are read side by side
 
 
 def accepts(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> str | None:
     floats = {"x": x, "weights": weights, "gate_up_proj": gate_up_proj, "down_proj": down_proj}
-    if len(found := {str(t.dtype) for t in floats.values()}) > 1:
-        return "mixed dtypes " + ", ".join(sorted(found))
     if indices.shape[1] > MAX_TOP_K:
         return f"{indices.shape[1]} experts for each token (the kernel has up to {MAX_TOP_K})"
     return (
         one_device(**floats, indices=indices)
-        or dtypes(DTYPES, x=x)
+        or one_dtype(**floats)
         or dtypes((torch.int64,), indices=indices)
         or unit_strides(gate_up_proj=gate_up_proj, down_proj=down_proj)
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qwenopt.ops.triton import one_device, one_dtype, unit_strides
+from qwenopt.ops.gpu import one_device
+from qwenopt.ops.triton import one_dtype, unit_strides
 
 MAX_HEAD_DIM = 256
 
