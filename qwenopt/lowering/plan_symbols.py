@@ -82,7 +82,7 @@ def places(inputs: Iterable[Node], symbols: set[Any]) -> dict[Any, tuple[int, in
 
 def hints(inputs: Iterable[Node], symbols: set[Any]) -> dict[Any, int]:
     """The values with which Dynamo traced `symbols`; none at all if the inputs do not tell each of them."""
-    values = {}
+    values: dict[Any, int] = {}
     for node in inputs:
         for size, _ in _sizes(node):
             if isinstance(size, SymInt) and size.node.expr in symbols and size.node.has_hint():

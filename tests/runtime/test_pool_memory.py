@@ -47,4 +47,4 @@ def test_it_comes_in_large_pages() -> None:
             inside = low <= start < high
         elif inside and line.startswith("AnonHugePages:"):
             huge += int(line.split()[1]) << 10
-    assert huge >= pool.nbytes // 2
+    assert huge >= pool.nbytes // 2  # where memory is in small pieces some are refused; unasked there is none

@@ -76,10 +76,14 @@ def test_a_row_of_several_programs(run: Run) -> None:
 
 @pytest.mark.parametrize("op", SMALL)
 def test_casts_are_where_eager_has_them(run: Run, op: str) -> None:
-    """A cast that is missing or elsewhere changes the last bit of many results; other sums and roots that of few."""
+    """A cast that is missing or elsewhere changes the last bit of many results; other sums and roots that of few.
+
+    A result with an error of e before it is rounded falls on the other side of a tie with a probability of 2 e / ulp.
+    Sums of 96 terms in another order: sqrt(96) 2^-24 / 2^-11, 0.1 %.
+    """
     args = case(op, "prefill").build(torch.float16)
     found, eager = kernel(run, op, args)[0], results(OPS[op], OPS[op].reference, args)[0]
-    assert (found != eager).float().mean() < 0.01
+    assert (found != eager).float().mean() < 0.005
 
 
 def _last_token(x: Tensor) -> Tensor:

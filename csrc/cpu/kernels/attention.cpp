@@ -192,10 +192,31 @@ struct Block {
 
   void few_blocks(const TileAttention& tiles) {
     FewRows few(tiles, it.heads);
+    heads_in_turn(few, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
+      Run<T> keys[kMostRuns], values[kMostRuns];
+      own.keys(j0, num_keys, any, keys);
+      own.values(j0, num_keys, any, values);
+      few.few_keys(j0, num_keys, keys, values, visible, bias);
+    });
+  }
+
+  void coded_blocks(const TileAttention& tiles) {
+    CodedRows coded(tiles, it.heads);
+    heads_in_turn(coded, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
+      Run<int8_t> keys[kMostRuns], values[kMostRuns];
+      const float* scales[2 * kMostRuns];
+      own.codes(j0, num_keys, keys, values, scales);
+      coded.coded_keys(j0, num_keys, keys, values, scales, any, visible, bias);
+    });
+  }
+
+  // Every block of keys by all heads of the item, before the next block.
+  template <class Rows, class Attend>
+  void heads_in_turn(Rows& few, Attend attend) {
     ask_first(few.next);
     for (int64_t h = 0; h < it.heads; ++h) {
       few.select(h);
-      few.pack_queries(query + h * rows);
+      few.begin(query + h * rows);
     }
     for (int64_t j0 = it.k0; j0 < it.k1; j0 += kKeyBlock) {
       const int num_keys = it.k1 - j0 < kKeyBlock ? int(it.k1 - j0) : kKeyBlock;
@@ -204,50 +225,16 @@ struct Block {
       for (int i = 0; i < rows; ++i) bias[i] = bias_of(i);
       const uint8_t* any = seen_keys(j0, num_keys);
       for (int64_t h = 0; h < it.heads; ++h) {
-        Run<T> keys[kMostRuns], values[kMostRuns];
-        const Runs<T> own = runs.of_head(it.g + h);
-        own.keys(j0, num_keys, any, keys);
-        own.values(j0, num_keys, any, values);
         few.select(h);
-        few.few_keys(j0, num_keys, keys, values, visible, bias);
+        attend(j0, num_keys, runs.of_head(it.g + h), any, bias);
       }
       few.started[0] = true;
     }
     few.next.rows(int(2 * it.heads) * kKeyBlock);
     for (int64_t h = 0; h < it.heads; ++h) {
       few.select(h);
-      few.finish_few();
+      few.end();
       finish(h, few.sums, few.maximum, few.total);
-    }
-  }
-
-  void coded_blocks(const TileAttention& tiles) {
-    CodedRows coded(tiles, it.heads);
-    ask_first(coded.next);
-    for (int64_t h = 0; h < it.heads; ++h) {
-      coded.select(h);
-      coded.pack_coded_queries(query + h * rows);
-    }
-    for (int64_t j0 = it.k0; j0 < it.k1; j0 += kKeyBlock) {
-      const int num_keys = it.k1 - j0 < kKeyBlock ? int(it.k1 - j0) : kKeyBlock;
-      if (!look(j0, num_keys)) continue;
-      const float* bias[kFewRows];
-      for (int i = 0; i < rows; ++i) bias[i] = bias_of(i);
-      const uint8_t* any = seen_keys(j0, num_keys);
-      for (int64_t h = 0; h < it.heads; ++h) {
-        Run<int8_t> keys[kMostRuns], values[kMostRuns];
-        const float* scales[2 * kMostRuns];
-        runs.of_head(it.g + h).codes(j0, num_keys, keys, values, scales);
-        coded.select(h);
-        coded.coded_keys(j0, num_keys, keys, values, scales, any, visible, bias);
-      }
-      coded.started[0] = true;
-    }
-    coded.next.rows(int(2 * it.heads) * kKeyBlock);
-    for (int64_t h = 0; h < it.heads; ++h) {
-      coded.select(h);
-      coded.finish_coded();
-      finish(h, coded.sums, coded.maximum, coded.total);
     }
   }
 

@@ -39,7 +39,7 @@ struct CodedRows : FewRows {
   }
 
   // Queries -> right operands [step of 64 codes][four codes][16 columns]: high planes in columns 0.., low in rows...
-  void pack_coded_queries(const bf16* const* query) {
+  void begin(const bf16* const* query) {
     alignas(64) int8_t planes[2 * kFewRows][kMaxHeadDim];
     for (int i = 0; i < rows; ++i) {
       F top = zero(), number = zero();
@@ -180,14 +180,14 @@ struct CodedRows : FewRows {
   }
 
   // Sums in the order that Block::finish expects: of each 32 columns the even ones, then the odd ones.
-  void finish_coded() {
+  void end() {
     alignas(64) float row[kMaxHeadDim];
     for (int i = 0; i < rows && started[0]; ++i) {
       float* own = sums + i * padded;
       for (int64_t d = 0; d < a.D; ++d) row[d / 32 * 32 + d % 2 * 16 + d % 32 / 2] = own[column(d)];
       __builtin_memcpy(own, row, size_t(a.D) * 4);
     }
-    finish_few();
+    FewRows::end();
   }
 };
 

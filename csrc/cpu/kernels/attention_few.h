@@ -163,7 +163,8 @@ struct FewRows : TileAttention {
     }
   }
 
-  void finish_few() {
+  void begin(const bf16* const* query) const { pack_queries(query); }
+  void end() {
     for (int i = 0; i < rows; ++i) total[i] = hsum(load(lane_total + i * W));
     finish();
   }
