@@ -63,6 +63,6 @@ def test_a_prompt_of_32k_takes_the_memory_of_its_keys_and_of_a_chunk() -> None:
     qwenopt.generate(model, [prompt[:600]], max_new_tokens=2, cache=cache, **GREEDY)  # what compiling takes
     cache.reset()
     spent = peak_bytes(lambda: qwenopt.generate(model, [prompt], max_new_tokens=2, cache=cache, **GREEDY))
-    # A chunk of 512 takes 2 MB and the allocator's slack. Its scores against all keys, in bfloat16, would be 512 MB, and
-    # the activations of the whole prompt at once took 76 MB more (2026-11-25).
+    # A chunk of 512 takes 2 MB and the allocator's slack. Its scores against all keys, in bfloat16, would be 512 MB;
+    # all activations of the whole prompt at once took 76 MB more (2026-11-25).
     assert spent < cache.stats().nbytes + (32 << 20), f"{spent >> 20} MB"
