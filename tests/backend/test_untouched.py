@@ -112,7 +112,8 @@ def test_other_device_is_left_alone() -> None:
     from qwenopt.eligibility import why_not
 
     gm = torch.fx.symbolic_trace(lambda x: x)
-    assert "device meta" in str(why_not(gm, (torch.ones(2, device="meta"),)))
+    found = why_not(gm, (torch.ones(2, device="meta"),))
+    assert found == "graphs on meta are not rewritten in this version"
 
 
 def plain_model() -> tuple[nn.Module, Tensor]:
