@@ -63,11 +63,48 @@ bool in_tiles(int64_t, int64_t, int, int) { return false; }
 TilePlan plan_tiles(int64_t, int64_t, int64_t, int) { return {}; }
 #endif
 
+// In floats, where bfloat16 has no instruction: from here on widening the weights once costs less than with each use.
+constexpr int64_t kOuterRows = 33;
+constexpr int64_t kOuterBlock = 512;  // rows of x packed at a time: 6 MB at K = 3072, read from L3
+
+bool in_floats(int64_t M, int64_t K, int dtype, int isa) {
+  return (isa == kAvx2 || isa == kAvx512) && dtype == kBFloat16 && M >= kOuterRows && K > 0;
+}
+
+struct OuterPlan {
+  int64_t rows, num_rows, cols, num_cols;  // of an item, and how many items of one block of rows
+  int64_t packed_bytes, sum_bytes, total_bytes;
+};
+
+OuterPlan plan_floats(int64_t M, int64_t N, int64_t K, int threads) {
+  OuterPlan p;
+  const int64_t groups = ceil_div(M < kOuterBlock ? M : kOuterBlock, kLinearPackRows);
+  p.cols = kLinearCols;
+  p.num_cols = ceil_div(N, p.cols);
+  // Many threads and few columns: rows are shared out, too.
+  p.num_rows = ceil_div(4 * threads, p.num_cols);
+  if (p.num_rows > groups) p.num_rows = groups;
+  p.rows = ceil_div(groups, p.num_rows) * kLinearPackRows;
+  p.num_rows = ceil_div(groups * kLinearPackRows, p.rows);
+  p.packed_bytes = groups * kLinearPackRows * K * 4;
+  p.sum_bytes = p.cols * (kLinearDepth + p.rows) * 4;
+  p.total_bytes = 64 + p.packed_bytes + threads * p.sum_bytes;
+  return p;
+}
+
+// Scratch of either way of many rows.
+int64_t blocks_bytes(int64_t M, int64_t N, int64_t K, int dtype, int threads, int isa) {
+  if (in_tiles(M, K, dtype, isa)) return plan_tiles(M, N, K, threads).total_bytes;
+  return in_floats(M, K, dtype, isa) ? plan_floats(M, N, K, threads).total_bytes : 0;
+}
+
 struct LinearStep {
   void (*kernel)(const LinearArgs&, int64_t, int64_t);
   LinearArgs args;
-  bool tiled;
+  bool tiled, floats;
+  int isa;
   TilePlan tiles{};
+  OuterPlan outer{};
   int64_t grain = 0;
   int members;
   Counter counter;
@@ -76,13 +113,16 @@ struct LinearStep {
       : kernel(QWENOPT_PICK(isa, linear)),
         args(linear_args),
         tiled(in_tiles(args.M, args.K, args.dtype, isa)),
+        floats(in_floats(args.M, args.K, args.dtype, isa)),
+        isa(isa),
         members(threads) {
     const int64_t row_bytes = args.K * dtype_bytes(args.dtype);
-    if (tiled) {
-      tiles = plan_tiles(args.M, args.N, args.K, threads);
+    if (floats || tiled) {
       args.packed = scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
-      args.block_steps = tiles.block_steps;
       if (args.M * args.N * args.K <= kSerialProducts) members = 1;
+      if (floats) outer = plan_floats(args.M, args.N, args.K, threads);
+      if (tiled) tiles = plan_tiles(args.M, args.N, args.K, threads);
+      args.block_steps = tiles.block_steps;
     } else {
       if (args.N * row_bytes * args.M <= kSerialBytes) members = 1;
       // Multiples of 16 columns, so that no two threads write one cache line.
@@ -93,6 +133,7 @@ struct LinearStep {
   void run(const Team& team) {
     if (args.M == 0 || (members == 1 && team.id > 0)) return;
     if (tiled) return run_tiles(team);
+    if (floats) return run_floats(team);
     if (team.id >= members) return;
     int64_t n0, n1;
     while (counter.take_run(args.N, grain, members, &n0, &n1)) kernel(args, n0, n1);
@@ -100,6 +141,32 @@ struct LinearStep {
   void finish() {}
 
  private:
+  // A block of rows after the other: all pack it, all use it. Items are counted through all blocks.
+  void run_floats(const Team& team) {
+    char* packed = static_cast<char*>(args.packed);
+    float* sums = reinterpret_cast<float*>(packed + outer.packed_bytes + team.id * outer.sum_bytes);
+    const int64_t items = outer.num_rows * outer.num_cols;
+    int64_t item = team.id < members ? counter.take() : 0, first = 0;
+    for (int64_t m = 0; m < args.M; m += kOuterBlock, first += items) {
+      LinearArgs block = args;
+      block.M = args.M - m < kOuterBlock ? args.M - m : kOuterBlock;
+      block.x = static_cast<const char*>(args.x) + m * args.x_stride * dtype_bytes(args.dtype);
+      block.out = static_cast<char*>(args.out) + m * args.out_stride * dtype_bytes(args.dtype);
+      int64_t begin, end;
+      team.share(ceil_div(block.M, kLinearPackRows) * ceil_div(args.K, kLinearDepth), members, &begin, &end);
+      if (begin < end) QWENOPT_PICK(isa, linear_widen)(block, begin, end);
+      if (members > 1) team.barrier();
+      for (; team.id < members && item < first + items; item = counter.take()) {
+        const int64_t m0 = (item - first) % outer.num_rows * outer.rows;
+        const int64_t n0 = (item - first) / outer.num_rows * outer.cols;
+        const int64_t m1 = m0 + outer.rows < block.M ? m0 + outer.rows : block.M;
+        const int64_t n1 = n0 + outer.cols < args.N ? n0 + outer.cols : args.N;
+        if (m0 < m1) QWENOPT_PICK(isa, linear_outer)(block, {m0, m1, n0, n1, -1, sums});
+      }
+      if (members > 1) team.barrier();
+    }
+  }
+
   void run_tiles(const Team& team) {
 #if QWENOPT_X86
     int64_t begin, end;
@@ -129,7 +196,7 @@ int64_t scratch_bytes_py(int64_t M, int64_t N, int64_t K, int dtype, int threads
   check_size(op, "M", M);
   check_size(op, "N", N, 1);
   check_size(op, "K", K);
-  return in_tiles(M, K, dtype, resolve_isa(op, isa)) ? plan_tiles(M, N, K, threads).total_bytes : 0;
+  return blocks_bytes(M, N, K, dtype, threads, resolve_isa(op, isa));
 }
 
 LinearStep linear_step(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, uintptr_t scratch, int64_t M,
@@ -148,7 +215,7 @@ LinearStep linear_step(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t 
   }
   const LinearArgs args{pointer(x), pointer(weight), pointer(bias), pointer(out), M,       N, K,
                         x_stride,   weight_stride,   out_stride,    dtype,        nullptr, 0};
-  if (in_tiles(M, K, dtype, isa)) check_pointer("linear", "scratch", scratch);
+  if (blocks_bytes(M, N, K, dtype, threads, isa) > 0) check_pointer("linear", "scratch", scratch);
   return {args, pointer<char>(scratch), threads, isa};
 }
 

@@ -17,17 +17,17 @@ from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps
 from qwenopt.ops.triton import linear as by_triton
 
-# Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: without AMX while it streams the
-# weight once; with it, in bfloat16, much longer. Decided inside the provider, not at compile time, so that one graph
+# Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: while it streams the weight once, and
+# in bfloat16 longer, with AMX or where the processor has no bfloat16 products, in which case oneDNN widens both operands
+# at a fifth of what floats reach (bench_linear.py). Decided inside the provider, not at compile time, so that one graph
 # serves every batch.
 MAX_ROWS = 16
-MAX_TILE_ROWS = 1024
+MAX_BF16_ROWS = {"generic": 16, "avx2": None, "avx512": None, "avx512bf16": 16, "amx": 1024}  # None: all
 
 
 @functools.cache
-def _tiles() -> bool:
-    """Whether bfloat16 products run in AMX tiles."""
-    return native.cpu_isa() == "amx"
+def _most_rows(dtype: torch.dtype) -> int | None:
+    return MAX_BF16_ROWS[native.cpu_isa()] if dtype == torch.bfloat16 else MAX_ROWS
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -63,7 +63,8 @@ def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 def _on_kernel(rows: int, dtype: torch.dtype) -> bool:
     """Whether a product of that many rows goes to the native kernel."""
-    return 0 < rows <= (MAX_TILE_ROWS if dtype == torch.bfloat16 and _tiles() else MAX_ROWS)
+    most = _most_rows(dtype)
+    return rows > 0 and (most is None or rows <= most)
 
 
 def _operands(x: Any, weight: Any, bias: Any, out: Any, scratch: Any) -> tuple[Any, ...]:
@@ -76,7 +77,7 @@ def _record(steps: Steps, x: Array, weight: Array, bias: Array | None) -> Array:
     n, k = weight.static_shape()
     rows = x.numel() // k if k else 0
     if not _on_kernel(rows, x.dtype):
-        raise NotPlanned(f"linear of {rows} rows (kernel: 1..{MAX_ROWS}, bfloat16 with AMX 1..{MAX_TILE_ROWS})")
+        raise NotPlanned(f"linear of {rows} rows (kernel: 1..{_most_rows(x.dtype)})")
     if cpu.row_stride(x) is None:
         raise NotPlanned("x has rows of no one stride")
     scratch = steps.scratch(cpu.lib().linear_scratch_bytes(rows, n, k, cpu.code(x), steps.threads))

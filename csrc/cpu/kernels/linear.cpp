@@ -3,6 +3,8 @@
 #include "dot_block.h"
 #if defined(QWENOPT_ISA_AMX)
 #include "linear_tiles.h"
+#else
+#include "linear_outer.h"
 #endif
 
 namespace qwenopt {
@@ -73,6 +75,9 @@ void linear_tiles(const LinearArgs& a, const LinearBlock& b) {
   rest.M = b.m1 - b.m0;
   run<bf16>(rest, n1, b.n1);
 }
+#else
+void linear_widen(const LinearArgs& a, int64_t unit0, int64_t unit1) { pack_units<bf16>(a, unit0, unit1); }
+void linear_outer(const LinearArgs& a, const LinearBlock& b) { outer_columns<bf16>(a, b); }
 #endif
 
 }  // namespace QWENOPT_ISA_NS

@@ -10,7 +10,7 @@ using F = __m256;
 constexpr int W = 8;
 constexpr int kStreamRows = 2;  // of Dot: rows of x up to which weights are read row by row
 constexpr int kTileRows = 4, kTileCols = 2;
-constexpr int kOuterRows = 4, kOuterVecs = 2;
+constexpr int kOuterRows = 6, kOuterVecs = 2;
 
 static inline F set1(float x) { return _mm256_set1_ps(x); }
 static inline F zero() { return _mm256_setzero_ps(); }
