@@ -129,7 +129,7 @@ int64_t scratch_bytes_py(int64_t M, int64_t N, int64_t K, int dtype, int threads
   check_size(op, "M", M);
   check_size(op, "N", N, 1);
   check_size(op, "K", K);
-  return in_tiles(M, K, dtype, resolve_isa(op, isa)) ? plan_tiles(M, N, K, threads).total_bytes : 0;
+  return in_tiles(M, K, dtype, kernel_isa(op, isa, dtype)) ? plan_tiles(M, N, K, threads).total_bytes : 0;
 }
 
 LinearStep linear_step(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, uintptr_t scratch, int64_t M,
@@ -140,7 +140,7 @@ LinearStep linear_step(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t 
   check_size("linear", "N", N, 1);
   check_size("linear", "K", K);
   check_size("linear", "weight_stride", weight_stride, K);
-  isa = resolve_isa("linear", isa);
+  isa = kernel_isa("linear", isa, dtype);
   if (M > 0) {
     check_pointer("linear", "out", out);
     if (K > 0) check_pointer("linear", "x", x);

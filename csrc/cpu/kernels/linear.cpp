@@ -48,11 +48,7 @@ void run(const LinearArgs& a, int64_t n0, int64_t n1) {
 }  // namespace
 
 void linear(const LinearArgs& a, int64_t n0, int64_t n1) {
-  if (a.dtype == kBFloat16) {
-    run<bf16>(a, n0, n1);
-  } else {
-    run<float>(a, n0, n1);
-  }
+  of_type(a.dtype, [&](auto type) { run<decltype(type)>(a, n0, n1); });
 }
 
 #if defined(QWENOPT_ISA_AMX)
