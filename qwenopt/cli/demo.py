@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=arguments.positive, default=5, help="alternating rounds when timing")
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=arguments.DTYPES,
         default="float32",
         help="with --model: in 16 bits, tokens may differ from eager's without anything being wrong",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -18,16 +19,20 @@ from qwenopt.ops.steps import Array, NotPlanned, Steps
 from qwenopt.ops.triton import linear as by_triton
 
 # Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: without AMX while it streams the
-# weight once; with it, in bfloat16, much longer. Decided inside the provider, not at compile time, so that one graph
+# weight once; with it, in bfloat16, much longer; in float16 always, where oneDNN has no product of it. Decided inside the provider, not at compile time, so that one graph
 # serves every batch.
 MAX_ROWS = 16
 MAX_TILE_ROWS = 1024
 
 
 @functools.cache
-def _tiles() -> bool:
-    """Whether bfloat16 products run in AMX tiles."""
-    return native.cpu_isa() == "amx"
+def _most_rows(dtype: torch.dtype) -> float:
+    """Up to how many rows a product goes to the native kernel."""
+    if dtype == torch.bfloat16 and native.cpu_isa() == "amx":
+        return MAX_TILE_ROWS
+    if dtype == torch.float16 and native.cpu_isa() != "generic" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return math.inf
+    return MAX_ROWS
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -63,7 +68,7 @@ def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 def _on_kernel(rows: int, dtype: torch.dtype) -> bool:
     """Whether a product of that many rows goes to the native kernel."""
-    return 0 < rows <= (MAX_TILE_ROWS if dtype == torch.bfloat16 and _tiles() else MAX_ROWS)
+    return 0 < rows <= _most_rows(dtype)
 
 
 def _operands(x: Any, weight: Any, bias: Any, out: Any, scratch: Any) -> tuple[Any, ...]:
@@ -76,7 +81,7 @@ def _record(steps: Steps, x: Array, weight: Array, bias: Array | None) -> Array:
     n, k = weight.static_shape()
     rows = x.numel() // k if k else 0
     if not _on_kernel(rows, x.dtype):
-        raise NotPlanned(f"linear of {rows} rows (kernel: 1..{MAX_ROWS}, bfloat16 with AMX 1..{MAX_TILE_ROWS})")
+        raise NotPlanned(f"linear of {rows} rows (kernel: 1..{_most_rows(x.dtype)})")
     if cpu.row_stride(x) is None:
         raise NotPlanned("x has rows of no one stride")
     scratch = steps.scratch(cpu.lib().linear_scratch_bytes(rows, n, k, cpu.code(x), steps.threads))
