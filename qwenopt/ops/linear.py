@@ -19,8 +19,8 @@ from qwenopt.ops.steps import Array, NotPlanned, Steps
 from qwenopt.ops.triton import linear as by_triton
 
 # Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: without AMX while it streams the
-# weight once; with it, in bfloat16, much longer; in float16 always, where oneDNN has no product of it. Decided inside the
-# provider, not at compile time, so that one graph serves every batch.
+# weight once; with it, in bfloat16, much longer; in float16 always, where oneDNN has none. Decided inside the provider,
+# not at compile time, so that one graph serves every batch.
 MAX_ROWS = 16
 MAX_TILE_ROWS = 1024
 

@@ -154,7 +154,8 @@ def test_a_compiled_model_needs_one_graph() -> None:
 )
 def test_the_demo_model(compiled: bool, dtype: torch.dtype) -> None:
     model, tokenizer = demo_model("dense", dtype)
-    prompts = [list(prompt_ids(tokenizer, q, i % 2 == 0)) for i, q in enumerate(unseen_questions(6))]
+    count = 6 if dtype == torch.float32 else 2
+    prompts = [list(prompt_ids(tokenizer, q, i % 2 == 0)) for i, q in enumerate(unseen_questions(count))]
     wanted = by_generate(model, prompts)
     if compiled:
         qwenopt.compile(model, lowering="direct")
