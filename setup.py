@@ -30,8 +30,8 @@ IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Every file of csrc/cpu/kernels is compiled once per instruction set, into a namespace of that name, but for AMX.
 ISA_FLAGS = {"generic": []}
 if IS_X86:
-    avx512 = ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-DQWENOPT_ISA_AVX2=1"]
+    avx512 = ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-DQWENOPT_ISA_AVX2=1"]
     ISA_FLAGS["avx512"] = [*avx512, "-DQWENOPT_ISA_AVX512=1"]
     ISA_FLAGS["avx512bf16"] = [
         *avx512,

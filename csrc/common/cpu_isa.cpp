@@ -51,11 +51,11 @@ int detect() {
   const Leaf one = cpuid(1, 0), seven = cpuid(7, 0), seven_one = cpuid(7, 1);
   const uint64_t state = saved_state(one);
   constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 3u << 17;
-  constexpr uint32_t kFma = 1u << 12, kAvx = 1u << 28, kAvx2Bit = 1u << 5;
+  constexpr uint32_t kFma = 1u << 12, kAvx = 1u << 28, kF16c = 1u << 29, kAvx2Bit = 1u << 5;
   constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
   constexpr uint32_t kVnni = 1u << 11, kBf16 = 1u << 5;
   constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
-  if ((state & kYmm) != kYmm || !all(one.c, kFma | kAvx) || !all(seven.b, kAvx2Bit)) return kGeneric;
+  if ((state & kYmm) != kYmm || !all(one.c, kFma | kAvx | kF16c) || !all(seven.b, kAvx2Bit)) return kGeneric;
   if ((state & kZmm) != kZmm || !all(seven.b, kF | kDq | kBw | kVl)) return kAvx2;
   if (!all(seven.c, kVnni) || !all(seven_one.a, kBf16)) return kAvx512;
   if ((state & kTiles) != kTiles || !all(seven.d, kAmxBf16 | kAmxTile | kAmxInt8)) return kAvx512Bf16;

@@ -12,7 +12,7 @@ RowsStep<RmsNormArgs> add_rms_norm_step(uintptr_t x, uintptr_t residual, uintptr
   check_common("add_rms_norm", dtype, threads);
   check_size("add_rms_norm", "rows", rows);
   check_size("add_rms_norm", "cols", cols, 1);
-  const auto kernel = QWENOPT_PICK(resolve_isa("add_rms_norm", isa), add_rms_norm);
+  const auto kernel = QWENOPT_PICK(kernel_isa("add_rms_norm", isa, dtype), add_rms_norm);
   if (rows > 0) {
     check_pointer("add_rms_norm", "x", x);
     check_pointer("add_rms_norm", "residual", residual);

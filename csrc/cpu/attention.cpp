@@ -200,9 +200,9 @@ AttentionStep attention_step(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t ma
   const char* op = "attention";
   check_common(op, dtype, threads);
   check_sizes(B, H, G, S, L, D);
-  QWENOPT_CHECK(mask_kind >= kNoMask && mask_kind <= kBf16Mask, op, ": mask_kind ", mask_kind,
-                "; it must be 0 none, 1 bool, 2 float32 or 3 bfloat16");
-  isa = resolve_isa(op, isa);
+  QWENOPT_CHECK(mask_kind >= kNoMask && mask_kind <= kFp16Mask, op, ": mask_kind ", mask_kind,
+                "; it must be 0 none, 1 bool, 2 float32, 3 bfloat16 or 4 float16");
+  isa = kernel_isa(op, isa, dtype);
   if (B * S > 0) {
     check_pointer(op, "q", q);
     check_pointer(op, "out", out);

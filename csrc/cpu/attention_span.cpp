@@ -16,6 +16,7 @@ bool seen(bf16 m) {
   std::memcpy(&value, &bits, 4);
   return seen(value);
 }
+bool seen(fp16 m) { return m.bits != 0xfbff && m.bits != 0xfc00; }
 
 bool eight_zeros(const uint8_t* p) {
   uint64_t word;
@@ -101,6 +102,7 @@ KeySpan scan(const AttentionArgs& a, int64_t b, int64_t h0, int64_t h1, int64_t 
 KeySpan visible_span(const AttentionArgs& a, int64_t b, int64_t h0, int64_t h1, int64_t q0, int64_t q1) {
   if (a.m_sh == 0) h1 = h0 + 1;
   if (a.mask_kind == kFloatMask) return scan<float>(a, b, h0, h1, q0, q1);
+  if (a.mask_kind == kFp16Mask) return scan<fp16>(a, b, h0, h1, q0, q1);
   if (a.mask_kind == kBf16Mask) return scan<bf16>(a, b, h0, h1, q0, q1);
   return scan<uint8_t>(a, b, h0, h1, q0, q1);
 }

@@ -61,7 +61,7 @@ SerialRowsStep<BudgetGuardArgs> budget_guard_step(uintptr_t logits, uintptr_t st
   }
   const BudgetGuardArgs args{
       pointer(logits), pointer<const int32_t>(state), pointer<const int32_t>(ids), R, V, stride, dtype};
-  return {QWENOPT_PICK(resolve_isa("budget_guard", isa), budget_guard), args};
+  return {QWENOPT_PICK(kernel_isa("budget_guard", isa, dtype), budget_guard), args};
 }
 
 }  // namespace

@@ -44,8 +44,8 @@ KvAppendStep kv_append_step(uintptr_t k_pool, uintptr_t v_pool, uintptr_t k_scal
   check_common(op, dtype, threads);
   for (int64_t size : {B, G, S, D, num_pages, page_size}) check_size(op, "a size", size);
   QWENOPT_CHECK(pool_dtype >= kFloat32 && pool_dtype <= kInt8Pool, op, ": pool dtype code ", pool_dtype,
-                "; it must be 0 (float32), 1 (bfloat16) or 2 (int8)");
-  isa = resolve_isa(op, isa);
+                "; it must be 0 (float32), 1 (bfloat16), 2 (float16) or 3 (int8)");
+  isa = kernel_isa(op, isa, pool_dtype == kFloat16 ? pool_dtype : dtype);
   if (B * S > 0) check_pointer(op, "slots", slots);
   if (B * S * G * D > 0) {
     check_pointer(op, "k", k);

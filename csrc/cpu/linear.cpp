@@ -63,12 +63,13 @@ bool in_tiles(int64_t, int64_t, int, int) { return false; }
 TilePlan plan_tiles(int64_t, int64_t, int64_t, int) { return {}; }
 #endif
 
-// In floats, where bfloat16 has no instruction: from here on widening the weights once costs less than with each use.
+// In floats, where the type has no products of its own: from here on widening the weights once costs less than with
+// each use.
 constexpr int64_t kOuterRows = 33;
 constexpr int64_t kOuterBlock = 512;  // rows of x packed at a time: 6 MB at K = 3072, read from L3
 
 bool in_floats(int64_t M, int64_t K, int dtype, int isa) {
-  return (isa == kAvx2 || isa == kAvx512) && dtype == kBFloat16 && M >= kOuterRows && K > 0;
+  return (isa == kAvx2 || isa == kAvx512) && dtype != kFloat32 && M >= kOuterRows && K > 0;
 }
 
 struct OuterPlan {
@@ -196,7 +197,7 @@ int64_t scratch_bytes_py(int64_t M, int64_t N, int64_t K, int dtype, int threads
   check_size(op, "M", M);
   check_size(op, "N", N, 1);
   check_size(op, "K", K);
-  return blocks_bytes(M, N, K, dtype, threads, resolve_isa(op, isa));
+  return blocks_bytes(M, N, K, dtype, threads, kernel_isa(op, isa, dtype));
 }
 
 LinearStep linear_step(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, uintptr_t scratch, int64_t M,
@@ -207,7 +208,7 @@ LinearStep linear_step(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t 
   check_size("linear", "N", N, 1);
   check_size("linear", "K", K);
   check_size("linear", "weight_stride", weight_stride, K);
-  isa = resolve_isa("linear", isa);
+  isa = kernel_isa("linear", isa, dtype);
   if (M > 0) {
     check_pointer("linear", "out", out);
     if (K > 0) check_pointer("linear", "x", x);

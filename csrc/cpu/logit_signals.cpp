@@ -9,6 +9,13 @@
 namespace qwenopt {
 namespace {
 
+float value_of(fp16 x) {
+  const int exponent = x.bits >> 10 & 31, digits = x.bits & 1023;
+  float size = std::ldexp(float(exponent ? 1024 + digits : digits), (exponent ? exponent : 1) - 25);
+  if (exponent == 31) size = digits ? NAN : INFINITY;
+  return x.bits >> 15 ? -size : size;
+}
+
 int64_t parts_of(int64_t V) { return (V + kSignalColumns - 1) / kSignalColumns; }
 
 struct LogitSignalsStep {
@@ -30,6 +37,7 @@ struct LogitSignalsStep {
   float logit(int64_t row, int64_t id) const {
     const int64_t at = row * args.stride + id;
     if (args.dtype == kFloat32) return static_cast<const float*>(args.logits)[at];
+    if (args.dtype == kFloat16) return value_of(static_cast<const fp16*>(args.logits)[at]);
     const uint32_t bits = uint32_t(static_cast<const bf16*>(args.logits)[at].bits) << 16;
     float value;
     std::memcpy(&value, &bits, sizeof(value));
@@ -84,7 +92,7 @@ LogitSignalsStep logit_signals_step(uintptr_t logits, uintptr_t out, uintptr_t s
                               entropy,
                               dtype};
   const int64_t useful = R * V / kGrain;
-  return {QWENOPT_PICK(resolve_isa("logit_signals", isa), logit_signals), args,
+  return {QWENOPT_PICK(kernel_isa("logit_signals", isa, dtype), logit_signals), args,
           useful < 1         ? 1
           : useful < threads ? int(useful)
                              : threads};

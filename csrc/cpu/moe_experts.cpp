@@ -212,7 +212,7 @@ MoeExpertsStep moe_experts_step(uintptr_t x, uintptr_t indices, uintptr_t weight
   const char* op = "moe_experts";
   check_common(op, dtype, threads);
   check_sizes(T, N, I, E, K);
-  isa = resolve_isa(op, isa);
+  isa = kernel_isa(op, isa, dtype);
   if (T > 0) {
     check_pointer(op, "x", x);
     check_pointer(op, "indices", indices);

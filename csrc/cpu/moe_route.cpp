@@ -14,7 +14,7 @@ RowsStep<MoeRouteArgs> moe_route_step(uintptr_t logits, uintptr_t weights_out, u
   check_size("moe_route", "T", T);
   QWENOPT_CHECK(E >= 1 && E <= kMaxRouteExperts, "moe_route: ", E, " experts; it must be 1..", kMaxRouteExperts);
   QWENOPT_CHECK(K >= 1 && K <= E, "moe_route: top ", K, " of ", E, " experts; top_k must be 1..", E);
-  const auto kernel = QWENOPT_PICK(resolve_isa("moe_route", isa), moe_route);
+  const auto kernel = QWENOPT_PICK(kernel_isa("moe_route", isa, dtype), moe_route);
   if (T > 0) {
     check_pointer("moe_route", "logits", logits);
     check_pointer("moe_route", "weights_out", weights_out);

@@ -19,12 +19,18 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-inline int64_t dtype_bytes(int dtype) { return dtype == kBFloat16 ? 2 : 4; }
+inline int64_t dtype_bytes(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 
 inline void check_common(const char* op, int dtype, int threads) {
-  QWENOPT_CHECK(dtype == kFloat32 || dtype == kBFloat16, op, ": dtype code ", dtype,
-                "; dtype must be 0 (float32) or 1 (bfloat16)");
+  QWENOPT_CHECK(dtype >= kFloat32 && dtype <= kFloat16, op, ": dtype code ", dtype,
+                "; dtype must be 0 (float32), 1 (bfloat16) or 2 (float16)");
   QWENOPT_CHECK(threads >= 1, op, ": ", threads, " threads; threads must be at least 1");
+}
+
+// The instruction set whose kernels take that dtype: float16 gains nothing from those beyond AVX-512.
+inline int kernel_isa(const char* op, int isa, int dtype) {
+  isa = resolve_isa(op, isa);
+  return dtype == kFloat16 && isa > kAvx512 ? int(kAvx512) : isa;
 }
 
 inline void check_pointer(const char* op, const char* name, uintptr_t address) {

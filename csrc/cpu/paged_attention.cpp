@@ -292,12 +292,12 @@ PagedAttentionStep paged_attention_step(uintptr_t q, uintptr_t k_pool, uintptr_t
   check_sizes(B, H, G, S, R, M, page_size, D);
   check_size(op, "num_pages", num_pages);
   check_size(op, "window", window);
-  QWENOPT_CHECK(mask_kind >= kNoMask && mask_kind <= kBf16Mask, op, ": mask_kind ", mask_kind,
-                "; it must be 0 none, 1 bool, 2 float32 or 3 bfloat16");
+  QWENOPT_CHECK(mask_kind >= kNoMask && mask_kind <= kFp16Mask, op, ": mask_kind ", mask_kind,
+                "; it must be 0 none, 1 bool, 2 float32, 3 bfloat16 or 4 float16");
   const bool packed = q_starts != 0;
   QWENOPT_CHECK(packed ? B == 1 && q_positions != 0 && mask_kind == kNoMask : B == R, op, ": ", B,
                 " batch entries for ", R, " rows; packed rows need 1, positions and no mask, others one each");
-  isa = resolve_isa(op, isa);
+  isa = kernel_isa(op, isa, dtype);
   // Without pages there are no keys, whatever the table says.
   const int64_t L = num_pages > 0 ? M * page_size : 0;
   if (B * S > 0) {

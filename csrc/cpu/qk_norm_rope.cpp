@@ -19,7 +19,7 @@ RowsStep<QkNormRopeArgs> qk_norm_rope_step(uintptr_t q, uintptr_t k, uintptr_t q
   check_size(op, "H", H);
   check_size(op, "G", G);
   QWENOPT_CHECK(D >= 2 && D % 2 == 0, op, ": head size ", D, "; it must be even and at least 2");
-  const auto kernel = QWENOPT_PICK(resolve_isa(op, isa), qk_norm_rope);
+  const auto kernel = QWENOPT_PICK(kernel_isa(op, isa, dtype), qk_norm_rope);
   const bool some = B * S > 0;
   if (some && H > 0) {
     check_pointer(op, "q", q);

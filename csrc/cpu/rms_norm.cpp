@@ -12,7 +12,7 @@ RowsStep<RmsNormArgs> rms_norm_step(uintptr_t x, uintptr_t weight, uintptr_t out
   check_common("rms_norm", dtype, threads);
   check_size("rms_norm", "rows", rows);
   check_size("rms_norm", "cols", cols, 1);
-  const auto kernel = QWENOPT_PICK(resolve_isa("rms_norm", isa), rms_norm);
+  const auto kernel = QWENOPT_PICK(kernel_isa("rms_norm", isa, dtype), rms_norm);
   if (rows > 0) {
     check_pointer("rms_norm", "x", x);
     check_pointer("rms_norm", "weight", weight);

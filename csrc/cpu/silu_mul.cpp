@@ -12,7 +12,7 @@ RowsStep<SiluMulArgs> silu_mul_step(uintptr_t gate, uintptr_t up, uintptr_t out,
   check_common("silu_mul", dtype, threads);
   check_size("silu_mul", "rows", rows);
   check_size("silu_mul", "cols", cols);
-  const auto kernel = QWENOPT_PICK(resolve_isa("silu_mul", isa), silu_mul);
+  const auto kernel = QWENOPT_PICK(kernel_isa("silu_mul", isa, dtype), silu_mul);
   if (rows > 0 && cols > 0) {
     check_pointer("silu_mul", "gate", gate);
     check_pointer("silu_mul", "up", up);

@@ -47,7 +47,7 @@ TopTokensStep top_tokens_step(uintptr_t logits, uintptr_t values, uintptr_t ids,
   }
   const TopTokensArgs args{
       pointer(logits), pointer(values), pointer<int64_t>(ids), pointer<uint64_t>(scratch), R, V, K, stride, dtype};
-  const int best = resolve_isa("top_tokens", isa);
+  const int best = kernel_isa("top_tokens", isa, dtype);
   return {QWENOPT_PICK(best, top_tokens_scan), QWENOPT_PICK(best, top_tokens_merge), args,
           top_tokens_members(R, V, threads)};
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
@@ -37,6 +39,11 @@ def text(value: str) -> str:
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Declare `--threads`."""
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Declare `--dtype`."""
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="default: as stored")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of sampling, of the split of a file, and of the probe")
     parser.add_argument("--max-new-tokens", **number, help="of a reply (default: 4096; demo models: 512)")
     parser.add_argument("--batch", type=arguments.positive, default=32, metavar="N", help="replies at a time")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="default: as stored")
+    arguments.add_dtype(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("calibration"), metavar="PREFIX",
         help="write PREFIX.csv, .json, .png and .probe.safetensors (default: calibration)",

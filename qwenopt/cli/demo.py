@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=arguments.positive, default=5, help="alternating rounds when timing")
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
+        choices=arguments.DTYPES,
         default="float32",
-        help="with --model: in bfloat16, tokens may differ from eager's without anything being wrong",
+        help="with --model: in 16 bits, tokens may differ from eager's without anything being wrong",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
     arguments.add_threads(parser)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         console.write_json(args.json, result)
     if result["equal"]:
         return 0
-    print("\nTokens differ from eager's.", "" if args.dtype == "float32" else "In bfloat16 that is no error.")
+    print("\nTokens differ from eager's.", "" if args.dtype == "float32" else f"In {args.dtype} that is no error.")
     return 1 if args.dtype == "float32" else 0
 
 

@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qwenopt.cli import console, machine
+from qwenopt.cli.arguments import DTYPES
 
 # The versions that pyproject.toml asks for: lowest allowed, first refused.
 TORCH = ((2, 11), (2, 16))
 TRANSFORMERS = ((5, 0), (5, 24))
-DTYPES = ("float32", "bfloat16")
 
 OK, MISSING, BROKEN, NOT_NEEDED = "ok", "missing", "broken", "not needed here"
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Declare what `explain` and `plan` share."""
     arguments.add_model(parser)
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="default: as stored")
+    arguments.add_dtype(parser)
     parser.add_argument("--tokens", type=arguments.positive, default=16, metavar="N", help="length of the prompt")
     arguments.add_threads(parser)
 

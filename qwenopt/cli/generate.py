@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--thinking-budget", type=arguments.not_negative, metavar="N", help="think for at most N tokens, then answer"
     )
     parser.add_argument("--max-new-tokens", type=arguments.positive, default=256, metavar="N")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="default: as stored")
+    arguments.add_dtype(parser)
     parser.add_argument("--eager", action="store_true", help="do not compile, to compare")
     arguments.add_threads(parser)
 

@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a qwenopt demo model on unseen questions.")
     parser.add_argument("name", choices=DEMO_NAMES)
     parser.add_argument("--path", type=Path, help="checkpoint folder (default: the shipped one)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--budget", type=int, nargs="+", help="force-close the trace after so many tokens")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")

@@ -16,7 +16,7 @@ from qwenopt.ops.triton import attention as by_triton
 # Largest head_dim of the native kernel (its accumulators live on the stack).
 MAX_HEAD_DIM = 256
 _MANY_KEYS = 1 << 30
-MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
+MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
 
 
 def _check(
@@ -97,7 +97,7 @@ def _accepts(
     if not isinstance(dim, int) or dim > MAX_HEAD_DIM or dim % 2:
         return f"head_dim {dim} (kernel: even, at most {MAX_HEAD_DIM})"
     if mask is not None and (mask.dim() != 4 or mask.dtype not in MASK_KINDS):
-        return f"mask {mask.dtype} of {mask.dim()} dimensions (kernel: bool, float32 or bfloat16 of 4)"
+        return f"mask {mask.dtype} of {mask.dim()} dimensions (kernel: bool, float32, bfloat16 or float16 of 4)"
     if q_positions is not None and (q_positions.dtype != torch.int64 or not q_positions.is_contiguous()):
         return f"q_positions {q_positions.dtype} of stride {q_positions.stride()} (kernel: torch.int64, contiguous)"
     return cpu.one_dtype(q, k, v) or cpu.last_dim_contiguous(q=q, k=k, v=v)

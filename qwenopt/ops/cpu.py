@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qwenopt import native
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def available() -> str | None:
@@ -18,12 +18,12 @@ def available() -> str | None:
 
 
 def one_dtype(*tensors: Tensor | None) -> str | None:
-    """None when all tensors share one dtype that the kernels have (float32 or bfloat16), else the reason."""
+    """None when all tensors share one dtype that the kernels have (float32, bfloat16 or float16), else the reason."""
     dtypes = {t.dtype for t in tensors if t is not None}
     if len(dtypes) != 1:
         return "mixed dtypes " + ", ".join(sorted(map(str, dtypes)))
     (dtype,) = dtypes
-    return None if dtype in DTYPE_CODES else f"dtype {dtype} (kernels: float32, bfloat16)"
+    return None if dtype in DTYPE_CODES else f"dtype {dtype} (kernels: float32, bfloat16, float16)"
 
 
 def last_dim_contiguous(**tensors: Tensor) -> str | None:

@@ -16,7 +16,7 @@ from qwenopt.ops.triton import kv_append as by_triton
 
 # An int8 pool keeps one float32 scale for each token and head: `value = code * scale`, codes -127..127.
 INT8_MAX = 127
-POOL_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+POOL_CODES = {**cpu.DTYPE_CODES, torch.int8: 3}
 
 
 def check_pools(op: str, k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
@@ -122,7 +122,7 @@ KV_APPEND = Op(kv_append, check=_check, fake=_fake, mutates=("k_pool", "v_pool",
 def pools_fit(k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> str | None:
     """None when the kernels can read and write these pools, else the reason."""
     if k_pool.dtype not in POOL_CODES:
-        return f"pools of {k_pool.dtype} (kernels: float32, bfloat16, int8)"
+        return f"pools of {k_pool.dtype} (kernels: float32, bfloat16, float16, int8)"
     scales = {"k_scale": k_scale, "v_scale": v_scale}
     return cpu.last_dim_contiguous(k_pool=k_pool, v_pool=v_pool) or cpu.contiguous(
         **{name: scale for name, scale in scales.items() if scale is not None}

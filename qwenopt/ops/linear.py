@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -18,16 +19,22 @@ from qwenopt.ops.steps import Array, NotPlanned, Steps
 from qwenopt.ops.triton import linear as by_triton
 
 # Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: while it streams the weight once, and
-# in bfloat16 longer, with AMX or where the processor has no bfloat16 products, in which case oneDNN widens both operands
-# at a fifth of what floats reach (bench_linear.py). Decided inside the provider, not at compile time, so that one graph
-# serves every batch.
+# longer with AMX, or where the processor has no products of the type, in which case oneDNN widens both operands (at a
+# fifth of what floats reach: bench_linear.py). Decided inside the provider, not at compile time, so that one graph serves
+# every batch.
 MAX_ROWS = 16
-MAX_BF16_ROWS = {"generic": 16, "avx2": None, "avx512": None, "avx512bf16": 16, "amx": 1024}  # None: all
+MAX_BF16_ROWS = {"avx2": math.inf, "avx512": math.inf, "amx": 1024}
 
 
 @functools.cache
-def _most_rows(dtype: torch.dtype) -> int | None:
-    return MAX_BF16_ROWS[native.cpu_isa()] if dtype == torch.bfloat16 else MAX_ROWS
+def _most_rows(dtype: torch.dtype) -> float:
+    """Up to how many rows a product goes to the native kernel."""
+    isa = native.cpu_isa()
+    if dtype == torch.bfloat16:
+        return MAX_BF16_ROWS.get(isa, MAX_ROWS)
+    if dtype == torch.float16 and isa != "generic" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return math.inf
+    return MAX_ROWS
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -63,8 +70,7 @@ def _accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 def _on_kernel(rows: int, dtype: torch.dtype) -> bool:
     """Whether a product of that many rows goes to the native kernel."""
-    most = _most_rows(dtype)
-    return rows > 0 and (most is None or rows <= most)
+    return 0 < rows <= _most_rows(dtype)
 
 
 def _operands(x: Any, weight: Any, bias: Any, out: Any, scratch: Any) -> tuple[Any, ...]:

@@ -156,7 +156,7 @@ def _accepts(
     if not isinstance(page_size, int) or page_size % PAGE_SIZE_MULTIPLE or page_size == 0:
         return f"page size {page_size} (kernel: a multiple of {PAGE_SIZE_MULTIPLE})"
     if mask is not None and (mask.dim() != 4 or mask.dtype not in MASK_KINDS):
-        return f"mask {mask.dtype} of {mask.dim()} dimensions (kernel: bool, float32 or bfloat16 of 4)"
+        return f"mask {mask.dtype} of {mask.dim()} dimensions (kernel: bool, float32, bfloat16 or float16 of 4)"
     if block_table.shape[1] > 1 and block_table.stride(1) != 1:
         return f"block_table of stride {block_table.stride()} (kernel: rows that are contiguous)"
     indices = {"q_starts": q_starts, "q_positions": q_positions}

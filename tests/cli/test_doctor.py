@@ -39,7 +39,7 @@ def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(path.read_text())
     same_for_all_dtypes = {"budget_guard", "budget_step"}
     assert set(data["ops"]) == set(OP_NAMES) - same_for_all_dtypes
-    assert all(set(by_dtype) == {"float32", "bfloat16"} for by_dtype in data["ops"].values())
+    assert all(set(by_dtype) == {"float32", "bfloat16", "float16"} for by_dtype in data["ops"].values())
     names = [finding["name"] for finding in data["findings"]]
     assert {"torch", "transformers", "native kernels", "C++ compiler", "triton", "cupy"} <= set(names)
     for finding in data["findings"]:

@@ -76,7 +76,7 @@ def copies(inputs: dict[str, Tensor | None]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("coded", [False, True], ids=["plain", "int8"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("window", [0, 20])
 @pytest.mark.parametrize(("lengths", "queries"), [([70, 33, 1], [1, 1, 1]), ([90, 64, 40], [25, 0, 1])], ids=str)
 def test_a_plan_gives_the_bits_of_its_ops(

@@ -60,7 +60,7 @@ def test_without_mask(kernels, check, isa, dtype, shape, is_causal):
 
 
 @pytest.mark.parametrize("shape", SHAPES[1::2], ids=str)
-@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.bfloat16], ids=["bool", "float", "bfloat16"])
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_random_masks_shared_and_per_head(kernels, check, isa, dtype, shape, kind):
     b, h, _, s, length, _ = shape
     for heads, queries in ((1, s), (h, 1)):
@@ -82,11 +82,13 @@ def test_positions_with_left_padding(kernels, check, isa, dtype, shape):
     compare(kernels.on(isa), check, shape, dtype, mask, positions)
 
 
-def test_finite_mask_minimum_hides_but_weighs_when_alone(kernels, check, isa, dtype):
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16], ids=str)
+def test_finite_mask_minimum_hides_but_weighs_when_alone(kernels, check, isa, dtype, kind):
     shape = (2, 4, 2, 3, 200, 32)
-    mask = torch.zeros(2, 1, 3, 200)
-    mask[..., 150:] = torch.finfo(torch.float32).min
-    mask[1, 0, 1] = torch.finfo(torch.float32).min  # everything equally hidden: the plain mean, as in eager
+    mask = torch.zeros(2, 1, 3, 200, dtype=kind)
+    mask[..., 150:] = torch.finfo(kind).min
+    if kind == torch.float32:
+        mask[1, 0, 1] = torch.finfo(kind).min  # everything equally hidden: the plain mean, as in eager
     out = compare(kernels.on(isa), check, shape, dtype, mask)
     assert (out[1, :, 1] != 0).any()
 

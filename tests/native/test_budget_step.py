@@ -28,7 +28,7 @@ def test_guard_is_the_references(kernels, check, isa, dtype, seed):
     logits = check.randn(ROWS, VOCAB + 7, dtype=dtype)
     same = logits.clone()
     kernels.C.budget_guard(
-        logits.data_ptr(), state.data_ptr(), ids.data_ptr(), ROWS, VOCAB, VOCAB + 7, dtype == torch.bfloat16, 2, isa
+        logits.data_ptr(), state.data_ptr(), ids.data_ptr(), ROWS, VOCAB, VOCAB + 7, kernels.code(dtype), 2, isa
     )
     BUDGET_GUARD.reference(same[:, :VOCAB], state, ids)
     check.same_bits(logits, same)
@@ -58,6 +58,6 @@ def test_arguments_are_checked(kernels):
         kernels.C.budget_step(1, 1, 0, 1, 1, 1, 1, ROWS, LENGTH, VOCAB, 1)
     with pytest.raises(ValueError, match="budget_step: L is 0; it must be at least 1"):
         kernels.C.budget_step(*[args[0].data_ptr()] * 7, ROWS, 0, VOCAB, 1)
-    with pytest.raises(ValueError, match="budget_guard: dtype code 2"):
-        kernels.C.budget_guard(*[args[0].data_ptr()] * 3, ROWS, VOCAB, VOCAB, 2, 1)
+    with pytest.raises(ValueError, match="budget_guard: dtype code 3"):
+        kernels.C.budget_guard(*[args[0].data_ptr()] * 3, ROWS, VOCAB, VOCAB, 3, 1)
     assert Phase.DONE == 6

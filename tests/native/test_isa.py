@@ -39,7 +39,7 @@ def test_isa_agrees_with_the_operating_system():
     except (OSError, StopIteration):
         pytest.skip("no /proc/cpuinfo with flags here")
     needs = {
-        "avx2": {"avx2", "fma"},
+        "avx2": {"avx2", "fma", "f16c"},
         "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
         "avx512bf16": {"avx512_bf16", "avx512_vnni"},
         "amx": {"amx_tile", "amx_bf16"},

@@ -5,7 +5,7 @@ import torch
 
 from qwenopt.testing.paged import quantized
 
-POOL_DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+POOL_DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 
 
 def make_pools(pages, groups, page_size, dim, kind):
@@ -88,7 +88,7 @@ def test_codes_of_zeros_tiny_and_large_numbers(kernels, isa, dtype):
     x[0, 0, 3, ::2], x[0, 0, 3, 5] = 2.5, 127.0  # halves: to even
     x[0, 0, 4, 7] = 1e-38
     x[0, 0, 5, 0] = torch.nan
-    x = x.to(dtype)
+    x = x.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
     pools = make_pools(1, 1, 16, 32, torch.int8)
     kernels.on(isa).kv_append(pools, x, x, torch.arange(6))
     codes, scales = pools[0][0, 0, :6], pools[2][0, 0, :6]
@@ -100,8 +100,21 @@ def test_codes_of_zeros_tiny_and_large_numbers(kernels, isa, dtype):
     assert torch.equal(pools[2].nan_to_num(), pools[3].nan_to_num())
 
 
+def test_every_float16_is_read_and_written_as_by_torch(kernels, isa):
+    """All bit patterns; and of float32 the numbers, what lies halfway between two of them, and what is next to that."""
+    halves = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.float16)
+    numbers = halves[halves.isfinite()].float().sort()[0]
+    between = torch.cat([(numbers[1:] + numbers[:-1]) / 2, torch.tensor([65520.0, -65520.0, 1e30, torch.nan])])
+    near = [between, *(torch.nextafter(between, torch.tensor(way)) for way in (-torch.inf, torch.inf))]
+    for given, kind in ((halves, torch.float32), (torch.cat([numbers, *near]), torch.float16)):
+        x = torch.nn.functional.pad(given, (0, -len(given) % 256)).view(1, 1, -1, 256)
+        pools = make_pools(1, 1, x.shape[2], 256, kind)
+        kernels.on(isa).kv_append(pools, x, x, torch.arange(x.shape[2]))
+        torch.testing.assert_close(pools[0][0, 0], x[0, 0].to(kind), rtol=0, atol=0, equal_nan=True)
+
+
 def test_arguments_are_checked(kernels):
-    with pytest.raises(ValueError, match=r"kv_append: pool dtype code 3; it must be 0 \(float32\), 1 \(bfloat16\)"):
-        kernels.C.kv_append(*[1] * 7, 1, 1, 1, 1, 1, 1, *[1] * 12, 3, 0, 1)
+    with pytest.raises(ValueError, match=r"kv_append: pool dtype code 4; it must be 0 \(float32\), 1 \(bfloat16\)"):
+        kernels.C.kv_append(*[1] * 7, 1, 1, 1, 1, 1, 1, *[1] * 12, 4, 0, 1)
     with pytest.raises(ValueError, match="kv_append: slots is a null pointer"):
         kernels.C.kv_append(*[1] * 6, 0, 1, 1, 1, 1, 1, 1, *[1] * 12, 0, 0, 1)

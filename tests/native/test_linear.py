@@ -34,12 +34,19 @@ def test_unaligned_and_strided(kernels, check, isa, dtype):
     check.dot_close(kernels.on(isa).linear(x, weight, bias), *exact(x, weight, bias), terms=78)
 
 
-# From here on bfloat16 goes in AMX tiles, or in floats where there are no bfloat16 products: another order of the sum.
+# From here on rows go in AMX tiles, or in floats where the type has no products: another order of the sum.
 BLOCK_ROWS = {"amx": 4, "avx512": 33, "avx2": 33}
 
 
+def block_rows(isa, dtype):
+    name = native.ISA_NAMES[isa]
+    if dtype == torch.float16 and name in ("amx", "avx512bf16"):
+        name = "avx512"
+    return BLOCK_ROWS.get(name, 1000) if dtype != torch.float32 else 1000
+
+
 def test_row_bits_do_not_depend_on_other_rows(kernels, check, isa, dtype):
-    blocks = BLOCK_ROWS.get(native.ISA_NAMES[isa], 1000) if dtype == torch.bfloat16 else 1000
+    blocks = block_rows(isa, dtype)
     x, weight = check.randn(600, 333, dtype=dtype), check.randn(70, 333, dtype=dtype)
     run = kernels.on(isa).linear
     alone, whole = torch.cat([run(x[i : i + 1], weight) for i in range(40)]), run(x, weight)
@@ -85,19 +92,30 @@ def test_no_rows_and_no_terms(kernels, check, isa, dtype):
     assert torch.equal(empty, torch.zeros(2, 4, dtype=dtype))
 
 
-def test_rounds_to_nearest_even_and_keeps_nan(kernels, isa):
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+def test_rounds_to_nearest_even_and_keeps_nan(kernels, check, isa, kind):
     # One product by 1.0: what is left is the rounding of the bias sum.
-    x = torch.ones(1, 1, dtype=torch.bfloat16)
-    weight = torch.tensor([[1.0], [1.0], [float("nan")], [float("inf")], [-1.0]], dtype=torch.bfloat16)
-    bias = torch.tensor([2.0**-8, 3 * 2.0**-8, 1.0, 1.0, -(2.0**-8)], dtype=torch.bfloat16)
+    x, half = torch.ones(1, 1, dtype=kind), check.unit(kind)
+    weight = torch.tensor([[1.0], [1.0], [float("nan")], [float("inf")], [-1.0]], dtype=kind)
+    bias = torch.tensor([half, 3 * half, 1.0, 1.0, -half], dtype=kind)
     out = kernels.on(isa).linear(x, weight, bias)[0]
-    expected = torch.tensor([1.0, 1.015625, torch.nan, torch.inf, -1.0], dtype=torch.bfloat16)
+    expected = torch.tensor([1.0, 1 + 4 * half, torch.nan, torch.inf, -1.0], dtype=kind)
     torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_float16_overflows_to_infinity_as_in_eager(kernels, isa):
+    """65519 rounds to the largest number there is, 65520 to infinity; what is larger on the way alone is none."""
+    x = torch.tensor([[1.0, 256.0, -256.0]], dtype=torch.float16)
+    weight = torch.tensor([[65504, 0, 0], [65504, 15 / 256, 0], [65504, 16 / 256, 0], [0, 256, 0], [0, 0, 300],
+                           [1, 300, 300]], dtype=torch.float16)  # fmt: skip
+    found = kernels.on(isa).linear(x, weight)
+    assert torch.equal(found, torch.nn.functional.linear(x, weight))
+    assert found[0].tolist() == [65504, 65504, torch.inf, torch.inf, -torch.inf, 1]
 
 
 def test_arguments_are_checked(kernels):
     C = kernels.C
-    with pytest.raises(ValueError, match=r"linear: dtype code 7; dtype must be 0 \(float32\) or 1 \(bfloat16\)"):
+    with pytest.raises(ValueError, match=r"linear: dtype code 7; dtype must be 0 \(float32\), 1 \(bfloat16\) or 2"):
         C.linear(8, 8, 0, 8, 0, 1, 1, 1, 1, 1, 1, 7, 1)
     with pytest.raises(ValueError, match="linear: x is a null pointer"):
         C.linear(0, 8, 0, 8, 0, 1, 1, 1, 1, 1, 1, 0, 1)

@@ -86,7 +86,7 @@ def test_rows_may_lie_apart(kernels, check, isa, dtype):
 def test_a_step_of_a_plan(kernels, check, isa, dtype, threads):
     logits, out = check.randn(3, 70001, dtype=dtype), torch.full((3, 2), torch.nan)
     scratch = torch.zeros(kernels.C.logit_signals_scratch_bytes(3, 70001), dtype=torch.uint8)
-    numbers = (3, 70001, 5, 70001, 1, int(dtype == torch.bfloat16))
+    numbers = (3, 70001, 5, 70001, 1, kernels.code(dtype))
     operands = [*((i, 1, 0) for i in range(3)), *((-1, 0, n) for n in numbers)]
     plan = kernels.C.Plan([("logit_signals", operands, True)], 3)
     plan.run([logits.data_ptr(), out.data_ptr(), scratch.data_ptr()], threads, isa)

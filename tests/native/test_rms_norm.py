@@ -16,17 +16,17 @@ def reference(x, weight):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_the_reference(kernels, check, isa, dtype, shape):
     x, weight = check.randn(*shape, dtype=dtype), check.randn(shape[1], dtype=dtype)
-    # The mean is summed in another order: (cols + 4) roundings of fp32, halved by the root; bf16 may then round apart
-    # by one step before the weight and one after it.
-    steps = 2 if dtype == torch.bfloat16 else 4 + shape[1] ** 0.5
+    # The mean is summed in another order: (cols + 4) roundings of fp32, halved by the root; 16 bits may then round
+    # apart by one step before the weight and one after it.
+    steps = 2 if dtype != torch.float32 else 4 + shape[1] ** 0.5
     assert check.ulps(kernels.on(isa).rms_norm(x, weight, EPS), reference(x, weight)) <= steps
 
 
-def test_bf16_is_nearly_always_equal(kernels, check, isa):
-    x, weight = check.randn(64, 1024, dtype=torch.bfloat16), check.randn(1024, dtype=torch.bfloat16)
-    different = kernels.on(isa).rms_norm(x, weight, EPS) != reference(x, weight)
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bits_are_nearly_always_equal(kernels, check, isa, kind):
+    x, weight = check.randn(64, 1024, dtype=kind), check.randn(1024, dtype=kind)
     # A wrong cast order differs in a third of the elements; another order of summation in about 1 of 10^4.
-    assert different.float().mean() < 2e-3
+    check.rarely_apart(kernels.on(isa).rms_norm(x, weight, EPS), reference(x, weight))
 
 
 def test_strided_rows_and_offset(kernels, check, isa, dtype):
@@ -46,7 +46,7 @@ def test_add_is_exact_and_feeds_the_norm(kernels, check, isa, dtype, shape):
 
 def test_zero_rows_large_values_and_nan(kernels, isa, dtype):
     x = torch.zeros(3, 64, dtype=dtype)
-    x[1] = 1e18
+    x[1] = min(1e18, torch.finfo(dtype).max)
     x[2, 5] = torch.nan
     out = kernels.on(isa).rms_norm(x, torch.ones(64, dtype=dtype), EPS)
     assert (out[0] == 0).all()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def test_matches_the_reference(kernels, check, isa, dtype, shape):
     gate, up = 4 * check.randn(*shape, dtype=dtype), check.randn(*shape, dtype=dtype)
     expected = (F.silu(gate.double()).to(dtype) * up).to(dtype)
-    # fp32: exp, add and divide round, about 4 units in all, and the product once more; bf16: one step each side.
+    # fp32: exp, add and divide round, about 4 units in all, and the product once more; 16 bits: one step each side.
     assert check.ulps(kernels.on(isa).silu_mul(gate, up), expected) <= (8 if dtype == torch.float32 else 2)
 
 
@@ -27,18 +27,18 @@ def test_exponential_over_the_whole_range(kernels, check, isa):
 
 
 def test_infinities_and_nan(kernels, isa, dtype):
-    gate = torch.tensor([[float("inf"), 1e30, -1e30, float("nan"), 0.0, 100.0]], dtype=dtype)
+    large = min(1e30, torch.finfo(dtype).max)
+    gate = torch.tensor([[float("inf"), large, -large, float("nan"), 0.0, 100.0]], dtype=dtype)
     out = kernels.on(isa).silu_mul(gate, torch.ones_like(gate))[0]
-    expected = torch.tensor([torch.inf, 1e30, 0.0, torch.nan, 0.0, 100.0], dtype=dtype)
+    expected = torch.tensor([torch.inf, large, 0.0, torch.nan, 0.0, 100.0], dtype=dtype)
     torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_cast_order(kernels, check, isa):
-    gate, up = check.randn(64, 512, dtype=torch.bfloat16), check.randn(64, 512, dtype=torch.bfloat16)
-    out = kernels.on(isa).silu_mul(gate, up)
-    expected = F.silu(gate) * up
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+def test_cast_order(kernels, check, isa, kind):
+    gate, up = check.randn(64, 512, dtype=kind), check.randn(64, 512, dtype=kind)
     # Without the inner rounding about a quarter of the elements differ.
-    assert (out != expected).float().mean() < 2e-3
+    check.rarely_apart(kernels.on(isa).silu_mul(gate, up), F.silu(gate) * up)
 
 
 def test_strided_halves_of_one_tensor(kernels, check, isa, dtype):

@@ -80,7 +80,7 @@ def test_a_step_of_a_plan(kernels, check, isa, dtype, threads):
         logits, ids = check.randn(rows, size, dtype=dtype), torch.full((rows, 6), -7)
         values = torch.zeros(rows, 6, dtype=dtype)
         scratch = torch.zeros(kernels.C.top_tokens_scratch_bytes(rows, size, 6, threads), dtype=torch.uint8)
-        tensors, numbers = (logits, values, ids, scratch), (rows, size, 6, size, int(dtype == torch.bfloat16))
+        tensors, numbers = (logits, values, ids, scratch), (rows, size, 6, size, kernels.code(dtype))
         operands = [*((i, 1, 0) for i in range(4)), *((-1, 0, n) for n in numbers)]
         large = torch.zeros(1 << 20, dtype=torch.float32)  # makes the team whole
         norm = [(-1, 0, large.data_ptr())] * 3 + [(-1, 0, n) for n in (1024, 1024, 1024, 0, 0)]

@@ -39,7 +39,7 @@ def test_reference_computes_the_formula(case: Case) -> None:
         torch.testing.assert_close(a.to(b.dtype), b, rtol=1e-5, atol=1e-6)
 
 
-@DTYPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_provider_is_as_accurate_as_the_reference(case: Case, dtype: torch.dtype) -> None:
     op, args = OPS[case.op], case.build(dtype)

@@ -149,15 +149,19 @@ def test_a_compiled_model_needs_one_graph() -> None:
 
 
 @needs_psutil
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_demo_model(compiled: bool) -> None:
-    model, tokenizer = demo_model("dense", torch.float32)
-    prompts = [list(prompt_ids(tokenizer, q, i % 2 == 0)) for i, q in enumerate(unseen_questions(6))]
+@pytest.mark.parametrize(
+    ("compiled", "dtype"), [(False, torch.float32), (True, torch.float32), (True, torch.float16)], ids=str
+)
+def test_the_demo_model(compiled: bool, dtype: torch.dtype) -> None:
+    model, tokenizer = demo_model("dense", dtype)
+    count = 6 if dtype == torch.float32 else 2
+    prompts = [list(prompt_ids(tokenizer, q, i % 2 == 0)) for i, q in enumerate(unseen_questions(count))]
     wanted = by_generate(model, prompts)
     if compiled:
         qwenopt.compile(model, lowering="direct")
     with use_continuous_batching(model):
         assert by_batches(model, prompts, page_size=32) == wanted
+    assert not qwenopt.last_report().fallbacks
 
 
 @needs_psutil

@@ -378,19 +378,11 @@ void combine(const AttentionArgs& a, const AttentionCombine& c) {
 }  // namespace
 
 void attention(const AttentionArgs& a, const AttentionItem& item) {
-  if (a.dtype == kBFloat16) {
-    run<bf16>(a, item);
-  } else {
-    run<float>(a, item);
-  }
+  of_type(a.dtype, [&](auto type) { run<decltype(type)>(a, item); });
 }
 
 void attention_combine(const AttentionArgs& a, const AttentionCombine& c) {
-  if (a.dtype == kBFloat16) {
-    combine<bf16>(a, c);
-  } else {
-    combine<float>(a, c);
-  }
+  of_type(a.dtype, [&](auto type) { combine<decltype(type)>(a, c); });
 }
 
 }  // namespace QWENOPT_ISA_NS

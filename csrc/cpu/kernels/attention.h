@@ -5,7 +5,7 @@
 
 namespace qwenopt {
 
-enum MaskKind : int { kNoMask = 0, kBoolMask = 1, kFloatMask = 2, kBf16Mask = 3 };
+enum MaskKind : int { kNoMask = 0, kBoolMask = 1, kFloatMask = 2, kBf16Mask = 3, kFp16Mask = 4 };
 
 constexpr int kKeyBlock = 64;   // keys of one pass (two such in tiles); blocks lie on multiples, whatever rows can see
 constexpr int kQueryRows = 64;  // (query, head of the group) rows of one work item

@@ -67,6 +67,8 @@ static inline Visible row_bias(const AttentionArgs& a, int64_t b, int64_t h, int
     top = fill_bias((const float*)a.mask + at, a.m_sl, n, bias);
   } else if (a.mask_kind == kBf16Mask) {
     top = fill_bias((const bf16*)a.mask + at, a.m_sl, n, bias);
+  } else if (a.mask_kind == kFp16Mask) {
+    top = fill_bias((const fp16*)a.mask + at, a.m_sl, n, bias);
   } else {
     for (int j = 0; j < n; ++j) bias[j] = 0.0f;
   }
@@ -99,6 +101,8 @@ static inline void add_seen(const AttentionArgs& a, int64_t b, int64_t h, int64_
     add_seen((const float*)a.mask + at, a.m_sl, from, to, seen);
   } else if (a.mask_kind == kBf16Mask) {
     add_seen((const bf16*)a.mask + at, a.m_sl, from, to, seen);
+  } else if (a.mask_kind == kFp16Mask) {
+    add_seen((const fp16*)a.mask + at, a.m_sl, from, to, seen);
   } else {
     for (int j = from; j < to; ++j) seen[j] = 1;
   }

@@ -41,22 +41,25 @@ static inline int64_t scale_offset(const AttentionArgs& a, int64_t g, KeyPlace p
 }
 
 // codes * scale, rounded to T
-static inline void widen_codes(const int8_t* codes, float scale, int64_t n, float* out) {
-  for (int64_t d = 0; d < n; ++d) out[d] = float(codes[d]) * scale;
-}
-static inline void widen_codes(const int8_t* codes, float scale, int64_t n, bf16* out) {
+template <class T>
+static inline void widen_codes(const int8_t* codes, float scale, int64_t n, T* out) {
   int64_t d = 0;
 #if defined(QWENOPT_ISA_BF16)
   const F by = set1(scale);
   auto four_bytes = [&](const int8_t* at) {
     return mul(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at))), by);
   };
-  for (; d + 32 <= n; d += 32) {
+  for (; sizeof(T) == 2 && d + 32 <= n; d += 32) {
     const F low = four_bytes(codes + d), high = four_bytes(codes + d + 16);
     _mm512_storeu_si512(out + d, (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
 #endif
-  for (; d < n; ++d) out[d] = from_float<bf16>(float(codes[d]) * scale);
+  for (; d + W <= n; d += W) {
+    alignas(64) float wide[W];
+    for (int i = 0; i < W; ++i) wide[i] = float(codes[d + i]) * scale;
+    store(out + d, load(wide));
+  }
+  for (; d < n; ++d) out[d] = from_float<T>(float(codes[d]) * scale);
 }
 
 // The runs of one block of keys, and memory for the copies.

@@ -33,11 +33,7 @@ void budget_step(const BudgetStepArgs& a, int64_t row0, int64_t row1) {
 
 void budget_guard(const BudgetGuardArgs& a, int64_t row0, int64_t row1) {
   for (int64_t r = row0; r < row1; ++r) {
-    if (a.dtype == kBFloat16) {
-      guard_row<bf16>(a, r);
-    } else {
-      guard_row<float>(a, r);
-    }
+    of_type(a.dtype, [&](auto type) { guard_row<decltype(type)>(a, r); });
   }
 }
 

@@ -11,12 +11,13 @@ constexpr float kMostCode = 127.0f;
 template <class From, class To>
 struct Writer {
   static void row(const From* x, int64_t D, To* out, float*) {
-    if constexpr (sizeof(From) == sizeof(To)) {
-      __builtin_memcpy(out, x, size_t(D) * sizeof(To));
-    } else {
-      for (int64_t d = 0; d < D; d += W) store_upto(out + d, load_upto(x + d, D - d), D - d);
-    }
+    for (int64_t d = 0; d < D; d += W) store_upto(out + d, load_upto(x + d, D - d), D - d);
   }
+};
+
+template <class T>
+struct Writer<T, T> {
+  static void row(const T* x, int64_t D, T* out, float*) { __builtin_memcpy(out, x, size_t(D) * sizeof(T)); }
 };
 
 // Codes -127..127 and one scale: value = code * scale. In the order of the reference, where 127 / largest is a
@@ -66,21 +67,15 @@ template <class From>
 void append_from(const KvAppendArgs& a, int64_t begin, int64_t end) {
   if (a.pool_dtype == kInt8Pool) {
     append<From, int8_t>(a, begin, end);
-  } else if (a.pool_dtype == kBFloat16) {
-    append<From, bf16>(a, begin, end);
   } else {
-    append<From, float>(a, begin, end);
+    of_type(a.pool_dtype, [&](auto type) { append<From, decltype(type)>(a, begin, end); });
   }
 }
 
 }  // namespace
 
 void kv_append(const KvAppendArgs& a, int64_t begin, int64_t end) {
-  if (a.dtype == kBFloat16) {
-    append_from<bf16>(a, begin, end);
-  } else {
-    append_from<float>(a, begin, end);
-  }
+  of_type(a.dtype, [&](auto type) { append_from<decltype(type)>(a, begin, end); });
 }
 
 }  // namespace QWENOPT_ISA_NS

@@ -5,7 +5,7 @@
 
 namespace qwenopt {
 
-constexpr int kInt8Pool = 2;  // beside the dtype codes: int8, with a scale for each token and head
+constexpr int kInt8Pool = 3;  // beside the dtype codes: int8, with a scale for each token and head
 
 struct KvAppendArgs {
   void *k_pool, *v_pool;     // [pages, G, page_size, D]

@@ -50,11 +50,7 @@ void run(const LinearArgs& a, int64_t n0, int64_t n1) {
 }  // namespace
 
 void linear(const LinearArgs& a, int64_t n0, int64_t n1) {
-  if (a.dtype == kBFloat16) {
-    run<bf16>(a, n0, n1);
-  } else {
-    run<float>(a, n0, n1);
-  }
+  of_type(a.dtype, [&](auto type) { run<decltype(type)>(a, n0, n1); });
 }
 
 #if defined(QWENOPT_ISA_AMX)
@@ -76,8 +72,12 @@ void linear_tiles(const LinearArgs& a, const LinearBlock& b) {
   run<bf16>(rest, n1, b.n1);
 }
 #else
-void linear_widen(const LinearArgs& a, int64_t unit0, int64_t unit1) { pack_units<bf16>(a, unit0, unit1); }
-void linear_outer(const LinearArgs& a, const LinearBlock& b) { outer_columns<bf16>(a, b); }
+void linear_widen(const LinearArgs& a, int64_t unit0, int64_t unit1) {
+  of_type(a.dtype, [&](auto type) { pack_units<decltype(type)>(a, unit0, unit1); });
+}
+void linear_outer(const LinearArgs& a, const LinearBlock& b) {
+  of_type(a.dtype, [&](auto type) { outer_columns<decltype(type)>(a, b); });
+}
 #endif
 
 }  // namespace QWENOPT_ISA_NS

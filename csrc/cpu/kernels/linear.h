@@ -33,9 +33,9 @@ constexpr int64_t kLinearFewRows = 64;  // up to here weights are used as they l
 QWENOPT_DECLARE_AMX(void linear_pack(const LinearArgs& args, int64_t unit0, int64_t unit1))
 QWENOPT_DECLARE_AMX(void linear_tiles(const LinearArgs& args, const LinearBlock& block))
 
-// In floats: units 0..ceil(M / kLinearPackRows) * ceil(K / kLinearDepth) of kLinearPackRows * kLinearDepth floats; m0 is
-// a multiple of kLinearPackRows; a block has at most kLinearCols columns, and `sums` kLinearDepth floats for each column
-// and one for each element, m1 rounded up to kLinearPackRows.
+// In floats: units 0..ceil(M / kLinearPackRows) * ceil(K / kLinearDepth) of kLinearPackRows * kLinearDepth floats; m0
+// is a multiple of kLinearPackRows; a block has at most kLinearCols columns, and `sums` kLinearDepth floats for each
+// column and one for each element, m1 rounded up to kLinearPackRows.
 constexpr int64_t kLinearPackRows = 64, kLinearDepth = 128, kLinearCols = 48;
 QWENOPT_DECLARE_KERNEL(void linear_widen(const LinearArgs& args, int64_t unit0, int64_t unit1))
 QWENOPT_DECLARE_KERNEL(void linear_outer(const LinearArgs& args, const LinearBlock& block))

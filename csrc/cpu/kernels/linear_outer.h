@@ -1,8 +1,8 @@
 // linear for many rows where T has no instruction of its own: T widened to floats once for many products.
 //
-// x is packed with its rows in the lanes, so that a weight row is the broadcast operand as it lies: weights need only be
-// widened, kOuterDepth of k at a time, and are then used for every row of x. An element is summed over k in one order,
-// wherever its row lies, so a row's bits do not depend on its neighbours.
+// x is packed with its rows in the lanes, so that a weight row is the broadcast operand as it lies: weights need only
+// be widened, kOuterDepth of k at a time, and are then used for every row of x. An element is summed over k in one
+// order, wherever its row lies, so a row's bits do not depend on its neighbours.
 #pragma once
 
 #include "linear.h"

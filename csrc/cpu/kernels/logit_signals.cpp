@@ -60,11 +60,7 @@ void fill(const LogitSignalsArgs& a, int64_t part) {
 
 void logit_signals(const LogitSignalsArgs& a, int64_t part0, int64_t part1) {
   for (int64_t part = part0; part < part1; ++part) {
-    if (a.dtype == kBFloat16) {
-      fill<bf16>(a, part);
-    } else {
-      fill<float>(a, part);
-    }
+    of_type(a.dtype, [&](auto type) { fill<decltype(type)>(a, part); });
   }
 }
 

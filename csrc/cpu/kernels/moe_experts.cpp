@@ -91,11 +91,7 @@ void moe_gate_up(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64
     return;
   }
 #endif
-  if (a.dtype == kBFloat16) {
-    gate_up<bf16>(a, r, c0, c1, then);
-  } else {
-    gate_up<float>(a, r, c0, c1, then);
-  }
+  of_type(a.dtype, [&](auto type) { gate_up<decltype(type)>(a, r, c0, c1, then); });
 }
 
 void moe_down(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t c1, const void* then) {
@@ -107,19 +103,11 @@ void moe_down(const MoeExpertsArgs& a, const ExpertRows& r, int64_t c0, int64_t 
     return;
   }
 #endif
-  if (a.dtype == kBFloat16) {
-    down<bf16>(a, r, c0, c1, then);
-  } else {
-    down<float>(a, r, c0, c1, then);
-  }
+  of_type(a.dtype, [&](auto type) { down<decltype(type)>(a, r, c0, c1, then); });
 }
 
 void moe_combine(const MoeExpertsArgs& a, int64_t token0, int64_t token1) {
-  if (a.dtype == kBFloat16) {
-    combine<bf16>(a, token0, token1);
-  } else {
-    combine<float>(a, token0, token1);
-  }
+  of_type(a.dtype, [&](auto type) { combine<decltype(type)>(a, token0, token1); });
 }
 
 #if defined(QWENOPT_ISA_AMX)

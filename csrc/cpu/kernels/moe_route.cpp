@@ -54,11 +54,7 @@ void token(const MoeRouteArgs& a, int64_t t, float* probs) {
 void moe_route(const MoeRouteArgs& a, int64_t token0, int64_t token1) {
   alignas(64) float probs[kMaxRouteExperts + 16];
   for (int64_t t = token0; t < token1; ++t) {
-    if (a.dtype == kBFloat16) {
-      token<bf16>(a, t, probs);
-    } else {
-      token<float>(a, t, probs);
-    }
+    of_type(a.dtype, [&](auto type) { token<decltype(type)>(a, t, probs); });
   }
 }
 

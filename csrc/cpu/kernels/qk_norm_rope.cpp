@@ -42,11 +42,7 @@ void run(const QkNormRopeArgs& a, int64_t token0, int64_t token1) {
 }  // namespace
 
 void qk_norm_rope(const QkNormRopeArgs& a, int64_t token0, int64_t token1) {
-  if (a.dtype == kBFloat16) {
-    run<bf16>(a, token0, token1);
-  } else {
-    run<float>(a, token0, token1);
-  }
+  of_type(a.dtype, [&](auto type) { run<decltype(type)>(a, token0, token1); });
 }
 
 }  // namespace QWENOPT_ISA_NS

@@ -29,19 +29,11 @@ void run_add(const RmsNormArgs& a, int64_t row0, int64_t row1) {
 }  // namespace
 
 void rms_norm(const RmsNormArgs& a, int64_t row0, int64_t row1) {
-  if (a.dtype == kBFloat16) {
-    run<bf16>(a, row0, row1);
-  } else {
-    run<float>(a, row0, row1);
-  }
+  of_type(a.dtype, [&](auto type) { run<decltype(type)>(a, row0, row1); });
 }
 
 void add_rms_norm(const RmsNormArgs& a, int64_t row0, int64_t row1) {
-  if (a.dtype == kBFloat16) {
-    run_add<bf16>(a, row0, row1);
-  } else {
-    run_add<float>(a, row0, row1);
-  }
+  of_type(a.dtype, [&](auto type) { run_add<decltype(type)>(a, row0, row1); });
 }
 
 }  // namespace QWENOPT_ISA_NS

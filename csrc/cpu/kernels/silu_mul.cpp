@@ -22,11 +22,7 @@ void run(const SiluMulArgs& a, int64_t row0, int64_t row1) {
 }  // namespace
 
 void silu_mul(const SiluMulArgs& a, int64_t row0, int64_t row1) {
-  if (a.dtype == kBFloat16) {
-    run<bf16>(a, row0, row1);
-  } else {
-    run<float>(a, row0, row1);
-  }
+  of_type(a.dtype, [&](auto type) { run<decltype(type)>(a, row0, row1); });
 }
 
 }  // namespace QWENOPT_ISA_NS

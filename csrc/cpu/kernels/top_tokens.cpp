@@ -156,11 +156,7 @@ void top_tokens_scan(const TopTokensArgs& a, int member, int members) {
   for (int64_t row = count * member / members / a.V; row < a.R; ++row) {
     if (!piece(a, row, member, members, &begin, &end)) return;
     const Best best{slot(a, row, member), 0, a.K, 0};
-    if (a.dtype == kBFloat16) {
-      scan((const bf16*)a.logits + row * a.stride, begin, end, best);
-    } else {
-      scan((const float*)a.logits + row * a.stride, begin, end, best);
-    }
+    of_type(a.dtype, [&](auto type) { scan((const decltype(type)*)a.logits + row * a.stride, begin, end, best); });
   }
 }
 
@@ -181,11 +177,7 @@ void top_tokens_merge(const TopTokensArgs& a, int64_t row0, int64_t row1, int me
     }
     best.keep();
     sort_descending(best.keys, a.K);
-    if (a.dtype == kBFloat16) {
-      write<bf16>(a, row, best.keys);
-    } else {
-      write<float>(a, row, best.keys);
-    }
+    of_type(a.dtype, [&](auto type) { write<decltype(type)>(a, row, best.keys); });
   }
 }
 

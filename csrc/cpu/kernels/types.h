@@ -6,9 +6,12 @@
 
 namespace qwenopt {
 
-enum DType : int { kFloat32 = 0, kBFloat16 = 1 };
+enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 struct bf16 {
+  uint16_t bits;
+};
+struct fp16 {
   uint16_t bits;
 };
 

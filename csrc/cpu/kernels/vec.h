@@ -6,6 +6,8 @@
 // lanes_above vexp round_to<T>, and hsum4 on AVX-512. load_n and store_n touch only the first n < W elements,
 // and load_n fills with zeros.
 //
+// Elements T are float, bf16 and fp16; whatever they are, arithmetic is in float.
+//
 // Dot<T> multiplies and accumulates runs of T along the last dimension; Outer<T> does it with a broadcast left operand.
 #pragma once
 
@@ -29,8 +31,9 @@ static inline float to_float(bf16 x) {
   __builtin_memcpy(&out, &bits, 4);
   return out;
 }
+static inline float to_float(fp16 x) { return widen_one(x); }
 
-// Round to nearest even; a NaN stays a NaN.
+// Round to nearest even; a NaN stays a NaN, and what float16 has no room for becomes an infinity.
 template <class T>
 static inline T from_float(float x);
 template <>
@@ -43,6 +46,20 @@ inline bf16 from_float<bf16>(float x) {
   __builtin_memcpy(&bits, &x, 4);
   if (x != x) return bf16{0x7fc0};
   return bf16{uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+template <>
+inline fp16 from_float<fp16>(float x) {
+  return narrow_one(x);
+}
+
+// fn(an element of the type that a dtype code stands for). Float16 has no kernels beyond those of AVX-512: kernel_isa.
+template <class Fn>
+static inline void of_type(int dtype, Fn fn) {
+  if (dtype == kBFloat16) return fn(bf16());
+#if !defined(QWENOPT_ISA_BF16)
+  if (dtype == kFloat16) return fn(fp16());
+#endif
+  fn(float());
 }
 
 // e^x to about 1.5 ulp over the whole range: x = n ln2 + r, a polynomial in r, scaled by 2^n without early overflow.
@@ -76,6 +93,18 @@ static inline void store_upto(T* p, F x, int64_t n) {
     store_n(p, x, int(n));
   }
 }
+
+// As many bytes a step as Dot<bf16> has without VDPBF16PS.
+template <>
+struct Dot<fp16> {
+  struct X {
+    F low, high;
+  };
+  static constexpr int STEP = 2 * W;
+  static X load(const fp16* p) { return {QWENOPT_ISA_NS::load(p), QWENOPT_ISA_NS::load(p + W)}; }
+  static X load_n(const fp16* p, int n) { return {load_upto(p, n), n > W ? load_upto(p + W, n - W) : zero()}; }
+  static F step(F acc, X a, X b) { return fma(a.high, b.high, fma(a.low, b.low, acc)); }
+};
 
 }  // namespace QWENOPT_ISA_NS
 }  // namespace qwenopt

@@ -1,4 +1,4 @@
-// Eight floats: AVX2 and FMA.
+// Eight floats: AVX2, FMA and F16C.
 #pragma once
 
 #include <immintrin.h>
@@ -41,9 +41,11 @@ static inline __m256i lane_mask(int n) {
 static inline F widen(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 static inline F load(const float* p) { return _mm256_loadu_ps(p); }
 static inline F load(const bf16* p) { return widen(_mm_loadu_si128((const __m128i*)p)); }
+static inline F load(const fp16* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 static inline F load_n(const float* p, int n) { return _mm256_maskload_ps(p, lane_mask(n)); }
-static inline F load_n(const bf16* p, int n) {
-  bf16 copy[8] = {};
+template <class T>
+static inline F load_n(const T* p, int n) {
+  T copy[8] = {};
   for (int i = 0; i < n; ++i) copy[i] = p[i];
   return load(copy);
 }
@@ -63,8 +65,14 @@ static inline void store(bf16* p, F x) {
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
   _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
 }
-static inline void store_n(bf16* p, F x, int n) {
-  bf16 copy[8];
+constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT;
+static inline __m128i fp16_words(F x) { return _mm256_cvtps_ph(x, kNearest); }
+static inline void store(fp16* p, F x) { _mm_storeu_si128((__m128i*)p, fp16_words(x)); }
+static inline float widen_one(fp16 x) { return _cvtsh_ss(x.bits); }
+static inline fp16 narrow_one(float x) { return fp16{_cvtss_sh(x, kNearest)}; }
+template <class T>
+static inline void store_n(T* p, F x, int n) {
+  T copy[8];
   store(copy, x);
   for (int i = 0; i < n; ++i) p[i] = copy[i];
 }
@@ -78,6 +86,10 @@ inline F round_to<float>(F x) {
 template <>
 inline F round_to<bf16>(F x) {
   return _mm256_castsi256_ps(_mm256_and_si256(bf16_bits(x), _mm256_set1_epi32(int(0xffff0000))));
+}
+template <>
+inline F round_to<fp16>(F x) {
+  return _mm256_cvtph_ps(fp16_words(x));
 }
 
 static inline F round_int(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -1,4 +1,5 @@
-// Sixteen floats: AVX-512 F, BW, VL, DQ, and VDPBF16PS where the build says so (QWENOPT_ISA_BF16).
+// Sixteen floats: AVX-512 F, BW, VL, DQ, F16C for single numbers, and VDPBF16PS where the build says so
+// (QWENOPT_ISA_BF16).
 #pragma once
 
 #include <immintrin.h>
@@ -58,8 +59,10 @@ static inline __mmask16 lanes(int n) { return n >= 16 ? __mmask16(0xffff) : __mm
 static inline F widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 static inline F load(const float* p) { return _mm512_loadu_ps(p); }
 static inline F load(const bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
+static inline F load(const fp16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 static inline F load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
 static inline F load_n(const bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(lanes(n), p)); }
+static inline F load_n(const fp16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p)); }
 
 // Bits of x rounded to bfloat16, in the upper half of each lane. Not VCVTNEPS2BF16: that one flushes denormals.
 static inline __m512i bf16_bits(F x) {
@@ -74,6 +77,13 @@ static inline void store_n(float* p, F x, int n) { _mm512_mask_storeu_ps(p, lane
 static inline void store(bf16* p, F x) { _mm256_storeu_si256((__m256i*)p, bf16_words(x)); }
 static inline void store_n(bf16* p, F x, int n) { _mm256_mask_storeu_epi16(p, lanes(n), bf16_words(x)); }
 
+constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT;
+static inline __m256i fp16_words(F x) { return _mm512_cvtps_ph(x, kNearest); }
+static inline void store(fp16* p, F x) { _mm256_storeu_si256((__m256i*)p, fp16_words(x)); }
+static inline void store_n(fp16* p, F x, int n) { _mm256_mask_storeu_epi16(p, lanes(n), fp16_words(x)); }
+static inline float widen_one(fp16 x) { return _cvtsh_ss(x.bits); }
+static inline fp16 narrow_one(float x) { return fp16{_cvtss_sh(x, kNearest)}; }
+
 template <class T>
 static inline F round_to(F x);
 template <>
@@ -83,6 +93,10 @@ inline F round_to<float>(F x) {
 template <>
 inline F round_to<bf16>(F x) {
   return _mm512_castsi512_ps(_mm512_and_si512(bf16_bits(x), _mm512_set1_epi32(int(0xffff0000))));
+}
+template <>
+inline F round_to<fp16>(F x) {
+  return _mm512_cvtph_ps(fp16_words(x));
 }
 
 static inline F round_int(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -43,6 +43,18 @@ static inline F load(const bf16* p) {
   __builtin_memcpy(&words, p, 8);
   return (F)(__builtin_convertvector(words, U) << 16);
 }
+// Below 2^-14 float16 is a multiple of 2^-24: as the last bits of a number there, less that number.
+static inline F widen(U h) {
+  const U sign = (h & 0x8000) << 16, size = (h & 0x7fff) << 13;
+  const U special = (U)(size >= 0x0f800000u) & 0x38000000u;  // infinity and NaN: the largest exponent there is
+  const U tiny = (U)((F)(size + 0x38800000u) - (F)(U{} + 0x38800000u)), is_tiny = (U)(size < 0x00800000u);
+  return (F)(sign | (is_tiny & tiny) | (~is_tiny & (size + 0x38000000u + special)));
+}
+static inline F load(const fp16* p) {
+  H words;
+  __builtin_memcpy(&words, p, 8);
+  return widen(__builtin_convertvector(words, U));
+}
 static inline F load_n(const float* p, int n) {
   F out = zero();
   __builtin_memcpy(&out, p, size_t(n) * sizeof(float));  // p may lie anywhere: weights come from mapped files
@@ -53,11 +65,24 @@ static inline F load_n(const bf16* p, int n) {
   for (int i = 0; i < n; ++i) bits[i] = p[i].bits;
   return (F)(bits << 16);
 }
+static inline F load_n(const fp16* p, int n) {
+  U bits = {0, 0, 0, 0};
+  for (int i = 0; i < n; ++i) bits[i] = p[i].bits;
+  return widen(bits);
+}
 
 static inline U bf16_bits(F x) {
   const U bits = (U)x;
   const U rounded = bits + 0x7fff + ((bits >> 16) & 1);
   return ((U)(x == x) & rounded) | ((U)(x != x) & 0x7fc00000u);
+}
+// Bits of x rounded to float16. Below 2^-14 the sum with 0.5 rounds, since its last bit is worth 2^-24.
+static inline U fp16_bits(F x) {
+  const U bits = (U)x, size = bits & 0x7fffffffu;
+  const U tiny = (U)((F)size + set1(0.5f)) - 0x3f000000u, is_tiny = (U)(size < 0x38800000u);
+  const U normal = (size - 0x38000000u + 0xfff + ((size >> 13) & 1)) >> 13, is_large = (U)(size >= 0x477ff000u);
+  const U large = 0x7c00u | ((U)(x != x) & 0x0200u);
+  return ((bits >> 16) & 0x8000u) | (is_tiny & tiny) | (is_large & large) | (~(is_tiny | is_large) & normal);
 }
 static inline void store(float* p, F x) { __builtin_memcpy(p, &x, 16); }
 static inline void store_n(float* p, F x, int n) {
@@ -71,6 +96,13 @@ static inline void store_n(bf16* p, F x, int n) {
   const U bits = bf16_bits(x) >> 16;
   for (int i = 0; i < n; ++i) p[i].bits = uint16_t(bits[i]);
 }
+static inline void store_n(fp16* p, F x, int n) {
+  const U bits = fp16_bits(x);
+  for (int i = 0; i < n; ++i) p[i].bits = uint16_t(bits[i]);
+}
+static inline void store(fp16* p, F x) { store_n(p, x, 4); }
+static inline float widen_one(fp16 x) { return widen(U{x.bits, 0, 0, 0})[0]; }
+static inline fp16 narrow_one(float x) { return fp16{uint16_t(fp16_bits(set1(x))[0])}; }
 
 template <class T>
 static inline F round_to(F x);
@@ -81,6 +113,10 @@ inline F round_to<float>(F x) {
 template <>
 inline F round_to<bf16>(F x) {
   return (F)(bf16_bits(x) & 0xffff0000u);
+}
+template <>
+inline F round_to<fp16>(F x) {
+  return widen(fp16_bits(x));
 }
 
 static inline F round_int(F x) {
