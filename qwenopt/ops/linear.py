@@ -18,9 +18,9 @@ from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps
 from qwenopt.ops.triton import linear as by_triton
 
-# Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: while it streams the weight once, and
-# longer with AMX, or where the processor has no products of the type, in which case oneDNN widens both operands (at a
-# fifth of what floats reach: bench_linear.py). Decided inside the provider, not at compile time, so that one graph serves
+# Up to this many rows the native kernel is faster than oneDNN and MKL, or as fast: while it streams the weight once,
+# and longer with AMX, or where the processor has no products of the type: oneDNN then widens both operands, at a fifth
+# of what floats reach (bench_linear.py). Decided inside the provider, not at compile time, so that one graph serves
 # every batch.
 MAX_ROWS = 16
 MAX_BF16_ROWS = {"avx2": math.inf, "avx512": math.inf, "amx": 1024}
