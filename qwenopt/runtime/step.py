@@ -101,6 +101,8 @@ class Stepper:
 
     def __init__(self, model: nn.Module, tail: Tail, options: Mapping[str, Any]) -> None:
         self.model, self.tail, self.options = model, tail, dict(options)
+        if next(model.parameters()).device.type == "cuda" and not self.options.keys() & {"mode", "lowering"}:
+            self.options["mode"] = "reduce-overhead"  # every step of a batch is the same call on the same memory
         self._direct: dict[PackedBatch, Direct] = {}
 
     def __call__(self, batch: PackedBatch, emit: Tensor, out: Tensor) -> None:

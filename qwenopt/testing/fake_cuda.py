@@ -19,6 +19,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device("cuda:0")
 CUDA = 1  # c10::DeviceType::CUDA
@@ -82,6 +84,26 @@ def fake_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
         fake.mode,
     ):
         yield fake
+
+
+class HostReads(TorchDispatchMode):
+    """Notes every operation that takes data from the GPU to the host or back: none may be in a CUDA graph.
+
+    A number on the host that a kernel is started with is no copy. What reads a number back raises in the fake mode.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        devices = {t.device.type for t in (*(t for t in given if t.dim()), *made)}
+        if len(devices) > 1:
+            self.found.append(str(func))
+        return result
 
 
 @contextmanager
