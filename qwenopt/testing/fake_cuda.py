@@ -46,7 +46,7 @@ def allow_cuda_views() -> str | None:
 
 
 class FakeGpu:
-    """Makes fake CUDA tensors, all of one mode: those of one test."""
+    """Makes fake CUDA tensors, all of one mode: those of one test. `with gpu.mode` new tensors are fake, too."""
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -81,7 +81,6 @@ def fake_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
         mock.patch.object(torch.cuda, "device_of", lambda tensor: nullcontext()),
         _no_launches(),
         torch.no_grad(),
-        fake.mode,
     ):
         yield fake
 
