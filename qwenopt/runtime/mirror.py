@@ -1,4 +1,4 @@
-"""Mirror: a tensor that the host writes before each call, sent to the device only when it changes, waiting for nothing."""
+"""Mirror: a tensor that the host writes before each call; sent to the device when it changes, without waiting."""
 
 from __future__ import annotations
 

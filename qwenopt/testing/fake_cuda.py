@@ -76,9 +76,9 @@ def fake_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
     fake = FakeGpu()
     with (
         mock.patch.object(eligibility, "_PLAIN", (*eligibility._PLAIN, FakeTensor)),
-        mock.patch.object(gpu, "find_capability", lambda device=None: capability),
-        mock.patch.object(torch.cuda, "get_device_properties", lambda device=None: properties),
-        mock.patch.object(torch.cuda, "device_of", lambda tensor: nullcontext()),
+        mock.patch.object(gpu, "find_capability", return_value=capability),
+        mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
+        mock.patch.object(torch.cuda, "device_of", return_value=nullcontext()),
         _no_launches(),
         torch.no_grad(),
     ):
@@ -112,7 +112,8 @@ def _no_launches() -> Iterator[None]:
 
     names = [info.name for info in pkgutil.iter_modules(triton_kernels.__path__)]
     modules: list[Any] = [importlib.import_module(f"qwenopt.triton_kernels.{name}") for name in names]
-    patches = [mock.patch.object(m, "launch", lambda *args, **kwargs: None) for m in modules if hasattr(m, "launch")]
+    launching = [module for module in modules if hasattr(module, "launch")]
+    patches: list[Any] = [mock.patch.object(m, "launch") for m in launching]
     for patch in patches:
         patch.start()
     try:

@@ -1,4 +1,4 @@
-"""Which graphs on a GPU are rewritten, why others are not, and what serves them: decided without one, on fake tensors."""
+"""Which graphs on a GPU are rewritten, why others are not, and what serves them: decided on fake tensors."""
 
 from __future__ import annotations
 
@@ -70,9 +70,7 @@ def test_autocast_of_the_gpu_is_seen(fake: FakeGpu, monkeypatch: pytest.MonkeyPa
         ("13.0", "The NVIDIA driver on your system is too old (found version 12040). Please", "too old (found version"),
     ],
 )
-def test_a_missing_gpu_is_explained(
-    built: str | None, error: str, why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_gpu_is_explained(built: str | None, error: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def init() -> None:
         raise RuntimeError(error)
 
