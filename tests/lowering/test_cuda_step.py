@@ -153,6 +153,8 @@ def test_a_step_of_generate_reads_nothing_back(
     captured, args = lowered(gpu, monkeypatch, run)
     (graph,) = qwenopt.last_report().graphs
     assert (graph.lowering, graph.misses) == ("direct", [])
+    others = {s.op for s in graph.sites if s.provider != "triton"}
+    assert others == ({"top_tokens"} if sampling == "all" else set()), "the whole vocabulary in order is torch's sort"
     with gpu.mode, HostReads() as reads:
         captured.function(*args)
     assert reads.found == []
