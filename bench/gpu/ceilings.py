@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
-from timing import each, elapsed
+
+from bench.gpu.timing import each, elapsed
 
 COPY_BYTES = 1 << 30
 PEAK_SIZE = 8192

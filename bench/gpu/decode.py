@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from floors import share
-from timing import elapsed
 
 import qwenopt
+from bench.gpu.floors import share
+from bench.gpu.timing import elapsed
 from qwenopt.testing.models import SHAPES, full_config
 
 PROMPT, STEPS, WARM = 128, 48, 4

@@ -15,6 +15,7 @@ from cases import BF16, Case, Work
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.gpu.timing import each
 from qwenopt.ops import OPS
 
 SECONDS = 80.0  # what it takes for itself, with room to write down the last one
@@ -78,8 +79,6 @@ def providers(case: Case, args: tuple[Any, ...]) -> Iterator[tuple[str, Callable
 
 def one(case: Case, limits: harness.Limits) -> dict[str, Any]:
     """All implementations of a case, in microseconds a call."""
-    from timing import each
-
     work = on_gpu(case.build())
     floor = limits.seconds(work.num_bytes, work.flops, case.dtype)
     found: dict[str, Any] = {"op": case.op, "case": str(case), "floor_us": floor * 1e6, "times": {}, "not": {}}

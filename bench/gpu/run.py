@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+from bench.gpu.machine import NO_GPU, describe, why_not
+from bench.gpu.table import markdown
+
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "gpu"
-sys.path.insert(0, str(HERE))
-
-from machine import NO_GPU, describe, why_not  # noqa: E402
-from table import markdown  # noqa: E402
-
 MODELS = ("8B", "30B-A3B", "0.6B", "4B")
 PARTS = ("build", "tests", "ceilings", "kernels", "decode", "sanitizer")
 # The most seconds of each part; of decode, for each model. What is left at the end is the sanitizer's.
@@ -55,19 +52,20 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
 
 def commands(parts: Sequence[str], models: Sequence[str], out: Path) -> list[Command]:
     """What a run consists of."""
-    python, setup = (sys.executable, "-P"), (sys.executable, "setup.py", "--quiet")
+    setup = (sys.executable, "setup.py", "--quiet")
+    module = (sys.executable, "-P", "-m")  # -P: the built copy comes before the sources in the working folder
     build = ("--build-lib", str(BUILD))
     native = ("build_ext", *build, "--build-temp", f"{BUILD}.objects")
     files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("*/test_gpu*.py"))
-    tests = (*python, "-m", "pytest", "-q", "-m", "gpu", "--tb=line", "-p", "no:cacheprovider")
+    tests = (*module, "pytest", "-q", "-m", "gpu", "--tb=line", "-p", "no:cacheprovider")
     sample = (*tests, "-x", "-k", "kv_append or budget_step or moe_align", "tests/cuda/test_gpu.py")
     found = [
         Command("copy", (*setup, "build_py", *build), 20),  # everything else imports the package from there
         Command("build", (*setup, *native), SECONDS["build"]),
         Command("tests", (*tests, *files), SECONDS["tests"]),
-        Command("ceilings", (*python, str(HERE / "ceilings.py"), str(out)), SECONDS["ceilings"]),
-        Command("kernels", (*python, str(HERE / "kernels.py"), str(out)), SECONDS["kernels"]),
-        *(Command("decode", (*python, str(HERE / "decode.py"), str(out), m), SECONDS["decode"]) for m in models),
+        Command("ceilings", (*module, "bench.gpu.ceilings", str(out)), SECONDS["ceilings"]),
+        Command("kernels", (*module, "bench.gpu.kernels", str(out)), SECONDS["kernels"]),
+        *(Command("decode", (*module, "bench.gpu.decode", str(out), model), SECONDS["decode"]) for model in models),
         Command("sanitizer", ("compute-sanitizer", "--error-exitcode=9", *sample), SECONDS["sanitizer"]),
     ]
     return [c for c in found if c.name == "copy" or c.name in parts]
@@ -75,7 +73,7 @@ def commands(parts: Sequence[str], models: Sequence[str], out: Path) -> list[Com
 
 def run(command: Command, seconds: float) -> dict[str, Any]:
     """Run one, for at most so many seconds; how it ended, and the end of what it said."""
-    folders = [str(BUILD), str(ROOT / "bench"), str(HERE)]
+    folders = [str(BUILD), str(ROOT / "bench"), str(ROOT)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "HF_HUB_OFFLINE": "1"}
     if command.name == "copy":
         env["QWENOPT_NO_NATIVE"] = "1"

@@ -5,4 +5,4 @@
 #
 #   bench/gpu/run.sh [--seconds 530] [--only build,ceilings,kernels] [--models 8B,30B-A3B] [--out FOLDER]
 cd "$(dirname "$0")/../.." || exit 1
-exec "${PYTHON:-python3}" bench/gpu/run.py "$@"
+exec "${PYTHON:-python3}" -m bench.gpu.run "$@"

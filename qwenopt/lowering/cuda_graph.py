@@ -72,6 +72,20 @@ class Captured:
                 return self._run(args)
             return self._replay(call, args)
 
+    def fixed(self, args: Sequence[Any]) -> Callable[[], Any]:
+        """`self(*args)` for callers who know that none of these tensors moves: their key is computed once."""
+        key = self.inputs.key(args)
+
+        def again() -> Any:
+            call = self._calls.get(key)
+            if call is None or call.recording is None or self.inputs.overlap(args, call.memory):
+                return self(*args)
+            with self.graphs.turn():
+                self._calls.move_to_end(key)
+                return self._replay(call, args)
+
+        return again
+
     def _run(self, args: Sequence[Any]) -> Any:
         self.counts.uncaptured += 1
         return self.function(*args)

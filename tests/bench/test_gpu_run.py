@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
+from bench.gpu import floors, run, table
+
 FOLDER = Path(__file__).resolve().parents[2] / "bench" / "gpu"
-
-
-def load(name: str) -> ModuleType:
-    """A script of that folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"gpu_bench_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return load("run")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -42,7 +24,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_parts_and_models_are_named(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_parts_and_models_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     for args, why in (
         (["--only", "build,kernel"], "--only: kernel; known: build"),
         (["--models", "7"], "--models: 7;"),
@@ -52,7 +34,7 @@ def test_unknown_parts_and_models_are_named(run: Any, capsys: pytest.CaptureFixt
         assert why in capsys.readouterr().err
 
 
-def test_a_run_ends_in_nine_minutes(run: Any, tmp_path: Path) -> None:
+def test_a_run_ends_in_nine_minutes(tmp_path: Path) -> None:
     every = run.commands(run.PARTS, run.MODELS, tmp_path)
     given = run.parse([]).seconds
     assert given < 9 * 60
@@ -60,7 +42,7 @@ def test_a_run_ends_in_nine_minutes(run: Any, tmp_path: Path) -> None:
     assert [c.name for c in run.commands(["ceilings"], [], tmp_path)] == ["copy", "ceilings"]
 
 
-def test_what_takes_too_long_or_cannot_start_is_noted(run: Any) -> None:
+def test_what_takes_too_long_or_cannot_start_is_noted() -> None:
     slow = run.Command("kernels", (sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"), 9)
     found = run.run(slow, 2.0)
     assert (found["ended"], found["said"]) == ("out of time", ["begun"])
@@ -73,13 +55,11 @@ def test_what_takes_too_long_or_cannot_start_is_noted(run: Any) -> None:
     ("model", "gigabytes"), [("0.6B", 1.19), ("4B", 8.04), ("8B", 15.14), ("32B", 63.97), ("30B-A3B", 6.08)]
 )
 def test_floors(model: str, gigabytes: float) -> None:
-    floors = load("floors")
     assert floors.decode_bytes(model) / 1e9 == pytest.approx(gigabytes, abs=0.006)
     assert floors.share(model, 1, 0, gigabytes / 3000, 3000) == pytest.approx(1, rel=0.01)
 
 
 def test_floors_of_more_rows() -> None:
-    floors = load("floors")
     assert floors.decode_bytes("8B", 16) == floors.decode_bytes("8B")
     assert floors.decode_bytes("8B", 2, 1000) - floors.decode_bytes("8B") == 2 * 1000 * 147_456
     every = floors.decode_bytes("30B-A3B", 10_000) - floors.decode_bytes("30B-A3B")
@@ -93,7 +73,7 @@ ABOUT = {
 
 
 def test_an_empty_table_says_not_measured() -> None:
-    text = load("table").markdown({"machine": ABOUT, "parts": []})
+    text = table.markdown({"machine": ABOUT, "parts": []})
     assert text.count("not measured") == 1 + 4 + 3
     assert "no nvcc; torch 2.11; commit abc" in text
 
@@ -122,7 +102,7 @@ def test_a_table_of_what_there_is() -> None:
             {"op": "linear", "case": "8B-T8", "floor_us": 0.0, "not": {"all": "no time left"}, "times": {}},
         ],
     }  # fmt: skip
-    text = load("table").markdown(results)
+    text = table.markdown(results)
     assert "| 8B | 200 (80%) | failed: RuntimeError: no | 100 (40%) | 2.00x |" in text
     assert "| linear 8B-T1 | 10.0 | triton 12.5 (80%, by calls); cublas 20.0 (50%) | cupy: no cupy |" in text
     assert "| linear 8B-T8 | not measured | not measured | all: no time left |" in text

@@ -84,6 +84,16 @@ def test_moved_memory_means_another_capture() -> None:
     assert torch.equal(c(first, torch.ones(2))[0], first), "changed in place, and seen"
 
 
+def test_a_fixed_call_is_the_same_call() -> None:
+    total, x = torch.zeros(2), torch.ones(2)
+    c = captured(lambda total, x: (total.add_(x).clone(),), kept=1, written=(0,))
+    again = c.fixed((total, x))
+    for i in range(6):
+        x.fill_(i)
+        assert torch.equal(again()[0], torch.full((2,), i * (i + 1) / 2))
+    assert counts(c) == (1, 4, 2)
+
+
 def test_results_outlive_other_calls() -> None:
     c = captured(lambda x: (x + 1, x * 2))
     small, large = torch.ones(2), torch.ones(3)
