@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 from cases import Case, Work
 from torch import Tensor
@@ -53,6 +52,8 @@ def implementations(op: str) -> list[str]:
 
 def implementation(op: str, name: str, work: Work) -> Callable[..., Any]:
     """The function behind a name. Skips the benchmark where this machine has no such kernel."""
+    import pytest  # here, since bench/gpu uses the rest without it
+
     if name == "eager":
         return OPS[op].reference
     if name == "inductor":

@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
 from qwenopt import eligibility, graphs, report
 from qwenopt.errors import QwenoptError
 from qwenopt.graphs.misses import is_qwen3, misses, modules_of
-from qwenopt.lowering import direct, inductor, providers
+from qwenopt.lowering import cuda_graph, direct, inductor, providers
+from qwenopt.lowering.cuda_graph_device import graphs_of
+from qwenopt.lowering.cuda_graph_inputs import Inputs
 from qwenopt.options import Options
-from qwenopt.report import GraphReport
+from qwenopt.report import Captures, GraphReport
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +78,26 @@ def _raise_and_lower(
     result.num_nodes_after = len(gm.graph.nodes)
     _complain(result, options)
     providers.choose(ctx.raised)
-    result.lowering, result.reason = _choose_lowering(gm, ctx, options, result)
-    if result.lowering == "direct":
-        return direct.lower(gm, ctx.raised, result)
-    return inductor.lower(gm, inputs, ctx.raised, patches)
+    device = eligibility.device_of(inputs)
+    result.lowering, result.reason = _choose_lowering(gm, ctx, options, result, device)
+    if result.lowering == "inductor":
+        return inductor.lower(gm, inputs, ctx.raised, patches)
+    if options.mode == "reduce-overhead" and device.type == "cuda":
+        return _capture(gm, inputs, ctx, result, device)
+    return direct.lower(gm, ctx.raised, result, device)
+
+
+def _capture(
+    gm: GraphModule, inputs: Sequence[Any], ctx: graphs.Context, result: GraphReport, device: torch.device
+) -> Callable[..., Any]:
+    """Lower directly, and capture the result as CUDA graphs."""
+    reason, places = cuda_graph.why_not(gm, ctx.raised), Inputs.of(gm, inputs, device)
+    function = direct.lower(gm, ctx.raised, result, device)
+    result.captures = Captures(reason=reason or "")
+    if reason is not None:
+        log.warning("qwenopt: mode='reduce-overhead' without CUDA graphs: %s", reason)
+        return function
+    return cuda_graph.Captured(function, places, graphs_of(device), result.captures)
 
 
 def _concerns_us(ctx: graphs.Context, modules: Mapping[str, str]) -> bool:
@@ -98,12 +117,16 @@ def _complain(result: GraphReport, options: Options) -> None:
         raise QwenoptError(f"strict: {len(result.misses)} sites were missed: {listed}")
 
 
-def _choose_lowering(gm: GraphModule, ctx: graphs.Context, options: Options, result: GraphReport) -> tuple[str, str]:
-    if options.lowering == "direct" and options.inductor:
-        log.warning("qwenopt: lowering='direct' does not use %s", ", ".join(sorted(options.inductor)))
+def _choose_lowering(
+    gm: GraphModule, ctx: graphs.Context, options: Options, result: GraphReport, device: torch.device
+) -> tuple[str, str]:
+    own_modes = (None, "default", *(["reduce-overhead"] if device.type == "cuda" else []))
+    unused = sorted(options.inductor) + ([] if options.mode in own_modes else [f"mode={options.mode!r}"])
+    if options.lowering == "direct" and unused:
+        log.warning("qwenopt: lowering='direct' does not use %s", ", ".join(unused))
     if options.lowering != "auto":
         return options.lowering, "asked for"
-    if options.inductor or options.mode not in (None, "default"):
+    if unused:
         return "inductor", "Inductor options were given"
     if result.misses:
         return "inductor", f"{len(result.misses)} sites were missed"

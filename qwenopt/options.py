@@ -33,7 +33,7 @@ class Options:
     """What a user asked for.
 
     lowering: "auto" (direct when every heavy node was raised, else Inductor), "direct" or "inductor".
-    mode: an Inductor mode, used by the inductor lowering.
+    mode: an Inductor mode, used by the inductor lowering; the direct one captures CUDA graphs under "reduce-overhead".
     disable: names of ops not to raise.
     strict: raise an error where the default would warn and fall back to Inductor.
     verify: check each distinct match numerically on random data while compiling.

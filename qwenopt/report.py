@@ -35,11 +35,33 @@ class Miss:
 
 
 @dataclass
+class Captures:
+    """CUDA graphs of one compiled function, counted as it is called.
+
+    graphs: captured so far; replays: calls that were one of them; uncaptured: calls that started kernel after kernel;
+    evicted: graphs given up for others. `reason`: why nothing more is captured, if so.
+    """
+
+    graphs: int = 0
+    replays: int = 0
+    uncaptured: int = 0
+    evicted: int = 0
+    reason: str = ""
+
+    def line(self) -> str:
+        """A few words for the log."""
+        text = f"CUDA graphs {self.graphs}, replayed {self.replays} times, calls without {self.uncaptured}"
+        text += f", evicted {self.evicted}" if self.evicted else ""
+        return f"{text} (no more: {self.reason})" if self.reason else text
+
+
+@dataclass
 class GraphReport:
     """What happened to one captured graph.
 
     Under the direct lowering `plan_steps` holds the number of steps of each plan (native calls made as one), and
-    `plan_breaks` why nodes between raised ones are called from Python instead, with how many there are.
+    `plan_breaks` why nodes between raised ones are called from Python instead, with how many there are. `captures` is
+    there under mode="reduce-overhead" on a GPU, and goes on counting.
     """
 
     index: int
@@ -49,6 +71,7 @@ class GraphReport:
     misses: list[Miss] = field(default_factory=list)
     plan_steps: list[int] = field(default_factory=list)
     plan_breaks: dict[str, int] = field(default_factory=dict)
+    captures: Captures | None = None
     num_nodes_before: int = 0
     num_nodes_after: int = 0
     raise_seconds: float = 0.0
@@ -70,6 +93,8 @@ class GraphReport:
             parts.append(f"providers {providers}")
         if self.plan_steps:
             parts.append(f"plans of {', '.join(map(str, self.plan_steps))} steps")
+        if self.captures is not None:
+            parts.append(self.captures.line())
         if self.misses:
             parts.append(f"{len(self.misses)} missed")
         return "; ".join(parts)

@@ -11,15 +11,19 @@ from collections.abc import Iterator
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import importlib.util
+
 import pytest
 import torch
-from hypothesis import settings
 
 MAX_THREADS = 2
 
-# The same examples in every run: a failure that comes and goes helps nobody.
-settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
-settings.load_profile("repeatable")
+if importlib.util.find_spec("hypothesis") is not None:  # the tests marked gpu run without it
+    from hypothesis import settings
+
+    # The same examples in every run: a failure that comes and goes helps nobody.
+    settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+    settings.load_profile("repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,16 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TAKEN = tl.constexpr(-(1 << 63))
-
-
-@triton.jit
-def _keys(x, index):
-    """Whole numbers, no two equal, in the order of `x`: NaN above all, as for torch.topk; of equals the first."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)  # -0 and 0 are equal
-    bits = tl.where(x == x, bits, 0x7FC00000)
-    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (order.to(tl.int64) << 32) + (0x7FFFFFFF - index)
+from qwenopt.triton_kernels.ordered import TAKEN, index_of, keys_of, largest
 
 
 @triton.jit
@@ -27,22 +18,17 @@ def moe_route_kernel(
     expert, slot = tl.arange(0, EXPERTS), tl.arange(0, SLOTS)
     there = expert < num_experts
     x = tl.load(logits_ptr + token * stride + expert, mask=there, other=-float("inf")).to(tl.float32)
-    largest = tl.max(x, 0)
-    total = tl.sum(tl.where(there, tl.exp(x - largest), 0.0), 0)
-    keys = tl.where(there, _keys(x, expert), TAKEN)
-    chosen = tl.full((SLOTS,), TAKEN, tl.int64)
-    for i in range(TOP_K):
-        key = tl.max(keys, 0)
-        chosen = tl.where(slot == i, key, chosen)
-        keys = tl.where(keys == key, TAKEN, keys)
+    highest = tl.max(x, 0)
+    total = tl.sum(tl.where(there, tl.exp(x - highest), 0.0), 0)
+    chosen = largest(tl.where(there, keys_of(x, expert), TAKEN), TOP_K, SLOTS)
     order = (chosen >> 32).to(tl.int32)
     logit = tl.where(order < 0, order ^ 0x7FFFFFFF, order).to(tl.float32, bitcast=True)
-    weight = tl.where(slot < TOP_K, tl.div_rn(tl.exp(logit - largest), total), 0.0)
+    weight = tl.where(slot < TOP_K, tl.div_rn(tl.exp(logit - highest), total), 0.0)
     if NORM:
         weight = tl.div_rn(weight, tl.sum(weight, 0))
     at = token * TOP_K + slot
     tl.store(weights_ptr + at, weight.to(weights_ptr.dtype.element_ty), mask=slot < TOP_K)
-    tl.store(indices_ptr + at, 0x7FFFFFFF - (chosen & 0xFFFFFFFF), mask=slot < TOP_K)
+    tl.store(indices_ptr + at, index_of(chosen), mask=slot < TOP_K)
 
 
 def launch(logits: Tensor, weights: Tensor, indices: Tensor, norm_topk_prob: bool) -> None:

@@ -1,8 +1,9 @@
 """raised graph  ->  its own code, on kernels, without Inductor
 
 Every raised op is bound to its kernel function, so a step pays no dispatcher, no guards of its own and no compile
-beyond Dynamo's trace; runs of them become plans, one native call each (plan.py). Everything that was not raised runs as
-it stood, in its place, so mutation keeps its order.
+beyond Dynamo's trace. On the CPU runs of them become plans, one native call each (plan.py); on a GPU the whole is
+captured where `mode="reduce-overhead"` asks for it (cuda_graph.py). Everything that was not raised runs as it stood, in
+its place, so mutation keeps its order.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 
 from qwenopt.graphs import Raised
@@ -36,15 +38,18 @@ def _is_heavy(node: Node) -> bool:
     return any(part in name for part in _HEAVY) and name not in ("is_nonzero", "_convert_element_type", "convert")
 
 
-def lower(gm: GraphModule, raised: Sequence[Raised], report: GraphReport) -> Callable[..., Any]:
+def lower(
+    gm: GraphModule, raised: Sequence[Raised], report: GraphReport, device: torch.device | None = None
+) -> Callable[..., Any]:
     """Bind every raised op to its provider, or to its reference where none fits, and plan what can be planned.
 
-    Notes the plans in `report`.
+    `device` is the one that the graph runs on (default: the CPU). Notes the plans in `report`.
     """
     for r in raised:
         r.node.target = r.op.reference if r.provider is None else r.provider.fn
-    installed = plan.install(gm, raised)
-    report.plan_steps, report.plan_breaks = installed.steps, installed.breaks
+    if device is None or device.type == "cpu":
+        installed = plan.install(gm, raised)
+        report.plan_steps, report.plan_breaks = installed.steps, installed.breaks
     gm.graph.lint()
     gm.recompile()
     return gm.forward

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwenopt.ops import cpu, triton
+from qwenopt.ops import cpu, library, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, Steps
 from qwenopt.ops.triton import attention as by_triton
@@ -168,3 +168,4 @@ def attention_cpu(
 
 
 ATTENTION.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.attention)
+ATTENTION.provider("torch", "cuda", available=library.available, accepts=library.accepts_attention)(library.attention)

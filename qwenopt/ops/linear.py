@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwenopt import native
-from qwenopt.ops import cpu, triton
+from qwenopt.ops import cpu, library, triton
 from qwenopt.ops.cuda import linear as cuda_kernels
 from qwenopt.ops.cuda.providers import register
 from qwenopt.ops.op import Op
@@ -111,3 +111,6 @@ LINEAR.provider("triton", "cuda", available=triton.available, accepts=by_triton.
 
 # Behind Triton, which is ahead or not by a measurement on a GPU; none was made yet.
 register(LINEAR, cuda_kernels.accepts, cuda_kernels.linear)
+
+
+LINEAR.provider("torch", "cuda", available=library.available, accepts=library.accepts_linear)(library.linear)

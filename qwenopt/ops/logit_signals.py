@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps, need_contiguous
+from qwenopt.ops.triton import logit_signals as by_triton
 
 
 def _check(logits: Tensor, end: int, entropy: bool) -> None:
@@ -65,3 +66,6 @@ def logit_signals_cpu(logits: Tensor, end: int, entropy: bool) -> Tensor:
     scratch = torch.empty(cpu.lib().logit_signals_scratch_bytes(*logits.shape), dtype=torch.uint8)
     cpu.lib().logit_signals(*_operands(logits, out, scratch, end, logits.stride(0), entropy), cpu.threads())
     return out
+
+
+LOGIT_SIGNALS.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.logit_signals)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenopt.ops import cpu
+from qwenopt.ops import cpu, triton
 from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps, need_contiguous
+from qwenopt.ops.triton import top_tokens as by_triton
 
 MAX_K = 1024  # of the kernel
 
@@ -86,3 +87,6 @@ def top_tokens_cpu(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     scratch = torch.empty(nbytes, dtype=torch.uint8)
     cpu.lib().top_tokens(*_operands(logits, values, ids, scratch, logits.stride(0)), cpu.threads())
     return values, ids
+
+
+TOP_TOKENS.provider("triton", "cuda", available=triton.available, accepts=by_triton.accepts)(by_triton.top_tokens)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qwenopt.runtime.mirror import Mirror
 from qwenopt.runtime.packed_batch import PackedBatch
 from qwenopt.runtime.paged_cache import PagedKVCache
 from qwenopt.runtime.sequences import Request, Schedule
@@ -56,9 +57,10 @@ class Loop:
         self.stepper = Stepper(model, choices.tail, options)
         self.prefill = PackedBatch(cache, lines, max(prefill_tokens, lines), dynamic=True)
         self.decode = PackedBatch(cache, lines, lines)
-        self.emits = torch.zeros(lines, dtype=torch.bool, device=cache.device)
+        self.emits = Mirror(torch.zeros(lines, dtype=torch.bool, device=cache.device))
         self.out = torch.zeros(lines, dtype=torch.int64, device=cache.device)
-        for t in (self.emits, self.out):
+        for t in (self.emits.tensor, self.out):
+            torch._dynamo.mark_static_address(t, guard=False)
             torch._dynamo.mark_static(t)
         self.stats: dict[int, Any] = {}  # of thinking, by request
         self.timings = Timings(prompt_tokens=sum(len(r.prompt) for r in requests))
@@ -81,13 +83,10 @@ class Loop:
         pieces = self.schedule.pieces(batch.num_tokens)
         batch.fill(pieces)
         ending = [r is not None and r.left == 0 for r in self.schedule.lines]
-        self.emits.copy_(torch.tensor(ending))
-        self.stepper(batch, self.emits, self.out)
-        for line, token in enumerate(self.out.tolist()):
-            if ending[line]:
-                if not self.timings.new_tokens:
-                    self.timings.first_token_seconds = time.perf_counter() - start
-                self._take(line, token)
+        self.emits.write(ending)
+        self.stepper(batch, self.emits.tensor, self.out)
+        if any(ending):  # else nothing is read back, and the next piece of a prompt is made ready meanwhile
+            self._take_all(ending, start)
         spent = time.perf_counter() - begin
         if reading:
             self.timings.prefill_seconds += spent
@@ -96,12 +95,21 @@ class Loop:
             self.timings.decode_seconds += spent
             self.timings.decode_steps += 1
 
-    def _take(self, line: int, token: int) -> None:
+    def _take_all(self, ending: Sequence[bool], start: float) -> None:
+        """The tokens of the rows that are at their ends: what a step waits for the device for."""
+        tokens, forcing = self.out.tolist(), self.choices.forcing()
+        if not self.timings.new_tokens:
+            self.timings.first_token_seconds = time.perf_counter() - start
+        for line, token in enumerate(tokens):
+            if ending[line]:
+                self._take(line, token, forcing[line])
+
+    def _take(self, line: int, token: int, is_forcing: bool) -> None:
         """A drawn token, and what thinking control makes follow it: that is computed in one step, like a prompt."""
         request = self.schedule.lines[line]
         assert request is not None
         new = [token]
-        if token not in self.stop_ids:
+        if is_forcing and token not in self.stop_ids:
             new += self.choices.forced(line, request.max_new_tokens - len(request.reply) - 1)
         request.reply += new
         self.timings.new_tokens += len(new)

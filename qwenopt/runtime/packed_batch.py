@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from qwenopt.errors import QwenoptError
 from qwenopt.ops import KV_APPEND, KV_GATHER, PAGED_MASK
+from qwenopt.runtime.mirror import Mirror
 from qwenopt.runtime.paged_cache import PagedKVCache, layer_types
 from qwenopt.runtime.paged_layer import PagedLayer
 
@@ -32,6 +33,8 @@ class PackedPlaces:
         self.q_starts = torch.zeros(num_rows + 1, dtype=torch.int32, device=device)
         self.last = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.all_tokens = torch.zeros(3, num_tokens, dtype=torch.int64, device=device)
+        self.starts_mirror, self.last_mirror = Mirror(self.q_starts), Mirror(self.last)
+        self.tokens_mirror = Mirror(self.all_tokens)
         for t in (self.block_table, self.q_starts, self.last, self.all_tokens):
             torch._dynamo.mark_static_address(t)
             torch._dynamo.mark_static(t)  # else a second size seen would make Dynamo take it for one that changes
@@ -45,11 +48,11 @@ class PackedPlaces:
     def resize(self, num_tokens: int, *, dynamic: bool = False) -> None:
         """The next calls are of `num_tokens` tokens; `dynamic`: as one of many numbers that one graph is to serve."""
         self.ids, self.positions, self.slots = (row[:num_tokens] for row in self.all_tokens)
-        if dynamic:
-            for t in (self.ids, self.positions, self.slots):
+        for t in (self.ids, self.positions, self.slots):
+            torch._dynamo.mark_static_address(t, guard=False)  # views of one piece of memory, new ones each time
+            if dynamic:
                 torch._dynamo.mark_dynamic(t, 0)
-        else:
-            for t in (self.ids, self.positions, self.slots):
+            else:
                 torch._dynamo.mark_static(t)
 
 
@@ -159,10 +162,10 @@ class PackedBatch(Cache):
             self.places.resize(count, dynamic=True)
         padding = self.places.ids.shape[0] - count
         starts += [starts[-1]] * (self.num_rows + 1 - len(starts))
-        self.places.q_starts.copy_(torch.tensor(starts, dtype=torch.int32))
-        self.places.last.copy_(torch.tensor([max(end - 1, 0) for end in starts[1:]]))
+        self.places.starts_mirror.write(starts)
+        self.places.last_mirror.write([max(end - 1, 0) for end in starts[1:]])
         padded = [row + [fill] * padding for row, fill in zip(values, (0, -1, -1), strict=True)]
-        self.places.all_tokens[:, : count + padding].copy_(torch.tensor(padded, dtype=torch.int64))
+        self.places.tokens_mirror.write(padded)
 
     def _write_line(self, line: int, pages: list[int]) -> None:
         """One row's line of the table; only what is not there yet."""

@@ -82,7 +82,11 @@ class PagedKVCache(Cache):
         config = self.config
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (self.num_pages, config.num_key_value_heads, self.page_size, dim)
-        keys, values = (zeros(shape, self.kv_dtype, self.device) for _ in range(2))
+        try:
+            keys, values = (zeros(shape, self.kv_dtype, self.device) for _ in range(2))
+        except torch.OutOfMemoryError as error:
+            error.add_note(f"PagedKVCache: a layer's keys of {self.num_pages} pages are {shape}; make fewer pages")
+            raise
         if self.kv_dtype != torch.int8:
             return keys, values, None, None
         scales = (torch.zeros(shape[:3], dtype=torch.float32, device=self.device) for _ in range(2))
@@ -148,6 +152,11 @@ class PagedKVCache(Cache):
                 )
         if model.dtype != self.dtype:
             raise QwenoptError(f"paged cache: made for {self.dtype}, the model is {model.dtype}")
+        places = sorted({str(p.device) for p in model.parameters()})
+        if places != [str(self.places.length.device)]:
+            raise QwenoptError(
+                f"paged cache: on {self.places.length.device}, the model on {', '.join(places)}; both must be on one"
+            )
 
     def _not_in_batch(self, what: str) -> None:
         if self._batch:

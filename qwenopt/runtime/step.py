@@ -10,6 +10,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -49,6 +50,14 @@ class Direct:
 
     function: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
+
+    def bound(self) -> Callable[[], Any] | None:
+        """The same call again, on tensors that stay where they are."""
+        if self.function is None:
+            return None
+        # A function that captures itself need not look anew at each step where hundreds of weights lie.
+        fixed = getattr(self.function, "fixed", None)
+        return partial(self.function, *self.args) if fixed is None else fixed(self.args)  # type: ignore[no-any-return]
 
 
 def _reset() -> None:
@@ -101,17 +110,19 @@ class Stepper:
 
     def __init__(self, model: nn.Module, tail: Tail, options: Mapping[str, Any]) -> None:
         self.model, self.tail, self.options = model, tail, dict(options)
-        self._direct: dict[PackedBatch, Direct] = {}
+        if next(model.parameters()).device.type == "cuda" and not self.options.keys() & {"mode", "lowering"}:
+            self.options["mode"] = "reduce-overhead"  # every step of a batch is the same call on the same memory
+        self._direct: dict[PackedBatch, Callable[[], Any]] = {}
 
     def __call__(self, batch: PackedBatch, emit: Tensor, out: Tensor) -> None:
         """Run `packed_step`. `batch`, `emit` and `out` must be the same objects in every call for a batch."""
-        direct = self._direct.get(batch)
-        if direct is not None and direct.function is not None:
-            direct.function(*direct.args)
+        again = self._direct.get(batch)
+        if again is not None:
+            again()
             return
-        done = self._compiled(batch)(self.model, batch, self.tail, emit, out)
-        if not batch.dynamic:  # its tensors are others in each call
-            self._direct[batch] = done
+        again = self._compiled(batch)(self.model, batch, self.tail, emit, out).bound()
+        if again is not None and not batch.dynamic:  # its tensors are others in each call
+            self._direct[batch] = again
 
     def _compiled(self, batch: PackedBatch) -> CompiledStep:
         known = _COMPILED.setdefault(self.model, {})

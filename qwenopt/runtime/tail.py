@@ -83,6 +83,11 @@ class Choices:
         if self.tail.thinking is not None:
             self.tail.thinking.admit(line, config, prompt, max_new_tokens)
 
+    def forcing(self) -> list[bool]:
+        """For each line, whether `forced` has tokens for it. One read of the state for all of them."""
+        state = self.tail.thinking
+        return [False] * self.tail.sampler.rows if state is None else state.forcing()
+
     def forced(self, line: int, most: int | None = None) -> list[int]:
         """Up to `most` tokens that must follow on that line, known before they are computed; the row is then behind
         them.

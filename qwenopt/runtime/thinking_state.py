@@ -113,6 +113,10 @@ class ThinkingState(nn.Module):
 
     # --- Rows. ---
 
+    def forcing(self) -> list[bool]:
+        """Whether a text is being forced on each row; reads the state, so it waits for the device."""
+        return (self.state[:, Column.PHASE] == Phase.FORCE).tolist()
+
     def admit(
         self, row: int, config: ThinkingConfig | None, prompt_ids: Iterable[int], max_new_tokens: int | None = None
     ) -> None:

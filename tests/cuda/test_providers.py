@@ -46,7 +46,7 @@ def test_why_a_machine_cannot_run_them(gpu: SimpleNamespace) -> None:
         assert available() == "compute capability 7.5; the kernels need 8.0 or newer"
     gpu.there = False
     for available in (providers.cuda_available, providers.cupy_available):
-        assert available() == "no CUDA device; torch.cuda.is_available() is False"
+        assert str(available()).startswith("no CUDA device; torch.cuda.is_available() is False")
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -30,14 +30,14 @@ def append(dtype: torch.dtype = torch.float32, pool: torch.dtype = torch.float32
     [
         ("triton is not installed", {"_installed": lambda: False}),
         ("no CUDA device", {}),
-        ("compute capability 7.5", {"is_available": lambda: True, "get_device_capability": lambda: (7, 5)}),
-        (None, {"is_available": lambda: True, "get_device_capability": lambda: (8, 0)}),
+        ("compute capability 7.5", {"is_available": lambda: True, "get_device_capability": lambda _: (7, 5)}),
+        (None, {"is_available": lambda: True, "get_device_capability": lambda _: (8, 0)}),
     ],
 )
 def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch, why: str | None, state: dict[str, Any]) -> None:
     monkeypatch.setattr(triton, "_installed", state.get("_installed", lambda: True))
     monkeypatch.setattr(torch.cuda, "is_available", state.get("is_available", lambda: False))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", state.get("get_device_capability", lambda: (0, 0)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", state.get("get_device_capability", lambda _: (0, 0)))
     reason = triton.available()
     assert reason is None if why is None else why in str(reason)
 

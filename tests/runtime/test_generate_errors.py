@@ -51,6 +51,9 @@ def test_a_cache_that_does_not_fit_is_refused() -> None:
     half = qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=8, dtype=torch.bfloat16)
     with pytest.raises(QwenoptError, match="made for torch.bfloat16, the model is torch.float32"):
         qwenopt.generate(model, [[1]], max_new_tokens=5, cache=half, **GREEDY)
+    elsewhere = qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=8, device="meta")
+    with pytest.raises(QwenoptError, match="paged cache: on meta, the model on cpu; both must be on one"):
+        qwenopt.generate(model, [[1]], max_new_tokens=5, cache=elsewhere, **GREEDY)
     held = qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=3)
     row = held.rows.open()
     held.rows.reserve({row: 20})

@@ -1,13 +1,20 @@
-"""attention by the Triton kernels of paged_attention: the keys of a row are one page, and there is no block table."""
+"""attention by the Triton kernels of paged_attention: the keys of a row are one page, and there is no block table.
+
+Many queries over exactly the keys that they need are torch's own ground (flash attention): a whole prompt without a
+cache, or with one that grows. In a static cache, where attention must not read what is not there yet, they are ours.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from qwenopt.ops import library
 from qwenopt.ops.gpu import one_device
 from qwenopt.ops.triton import DTYPES, dtypes, one_dtype, unit_strides
 from qwenopt.ops.triton import paged_attention as paged
+
+MAX_QUERIES = 16  # of one row, up to which reading keys is all there is to do
 
 
 def accepts(
@@ -26,7 +33,15 @@ def accepts(
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, q_positions: Tensor | None, is_causal: bool, scale: float
 ) -> Tensor:
+    if q.shape[2] > MAX_QUERIES and _is_torchs(q, k, mask, q_positions, is_causal):
+        return library.attention(q, k, v, None, None, is_causal, scale)
     return planned_attention(paged.device_of(q), q, k, v, mask, q_positions, is_causal, scale)
+
+
+def _is_torchs(q: Tensor, k: Tensor, mask: Tensor | None, q_positions: Tensor | None, is_causal: bool) -> bool:
+    """Whether flash attention says it: no mask, no positions, and causal only from the first key on."""
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    return half and mask is None and q_positions is None and (not is_causal or q.shape[2] == k.shape[2])
 
 
 def _positions(q: Tensor, q_positions: Tensor | None, is_causal: bool) -> Tensor | None:

@@ -1,0 +1,97 @@
+"""The CUDA graphs of one device: how a call is captured and replayed. The rest of the lowering knows no CUDA."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+
+class Recording(Protocol):
+    """A captured call: `replay` runs it again on the memory it was captured on; `outputs` is what it returned."""
+
+    outputs: Any
+
+    def replay(self) -> None: ...
+
+
+class Graphs(Protocol):
+    """What captures calls. Tests bring one that needs no GPU."""
+
+    def turn(self) -> Any:
+        """A context for everything that touches the memory of graphs: one caller at a time, in order on the device."""
+
+    def warm_up(self, call: Callable[[], Any]) -> Any:
+        """Run `call` where captures will run, so that nothing is compiled or loaded in one; returns its result."""
+
+    def capture(self, call: Callable[[], Any]) -> Recording:
+        """Record `call` without running it. Raises what capturing raises; the call can then still be made."""
+
+
+class CudaRecording:
+    """A call captured as a CUDA graph."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: Any) -> None:
+        self.graph, self.outputs = graph, outputs
+
+    def replay(self) -> None:
+        """Start the graph on the current stream."""
+        self.graph.replay()
+
+
+class CudaGraphs:
+    """Graphs of one device that share one pool of memory.
+
+    Nothing in the pool is live between two calls, since results are copied out, so that all graphs may use the same
+    memory for what they compute on the way. That holds while one runs at a time: `turn`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._lock = threading.RLock()
+        self._last: torch.cuda.Stream | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._side = torch.cuda.Stream(self.device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One caller at a time; what the last one started on another stream comes first."""
+        with self._lock, torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream()
+            if self._last is not None and self._last != stream:
+                stream.wait_stream(self._last)
+            self._last = stream
+            yield
+
+    def warm_up(self, call: Callable[[], Any]) -> Any:
+        """Run `call` on the stream on which captures run."""
+        stream = torch.cuda.current_stream()
+        self._side.wait_stream(stream)
+        with torch.cuda.stream(self._side):
+            result = call()
+        stream.wait_stream(self._side)
+        return result
+
+    def capture(self, call: Callable[[], Any]) -> CudaRecording:
+        """Record what `call` starts on the device; other threads may go on with theirs."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
+                outputs = call()
+        except BaseException:
+            self._begin()  # the allocator may still take this stream for one that captures into this pool
+            raise
+        return CudaRecording(graph, outputs)
+
+
+@functools.cache
+def graphs_of(device: torch.device) -> CudaGraphs:
+    """The graphs of a device: one pool for all models on it."""
+    return CudaGraphs(device)
