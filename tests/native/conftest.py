@@ -26,7 +26,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = native.isas() if native.available() else ["generic"]
         metafunc.parametrize("isa", range(len(names)), ids=names)
     if "dtype" in metafunc.fixturenames:
-        metafunc.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+        # Between guard pages each call is a process of its own: float16 has a test there that is short.
+        names = [n for n in DTYPES if n != "fp16" or "pages" not in metafunc.fixturenames]
+        metafunc.parametrize("dtype", [DTYPES[n] for n in names], ids=names)
 
 
 def code(dtype: torch.dtype) -> int:
