@@ -22,11 +22,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "isa" in metafunc.fixturenames:
-        names = native.isas() if native.available() else ["generic"]
-        metafunc.parametrize("isa", range(len(names)), ids=names)
-    if "dtype" in metafunc.fixturenames:
+    isas = native.isas() if native.available() else ["generic"]
+    if {"isa", "dtype"} <= set(metafunc.fixturenames):
+        pairs = [(isa, d) for isa in isas for d in DTYPES if d != "fp16" or wants_float16(metafunc, isa == isas[-1])]
+        ids = ["-".join(pair) for pair in pairs]
+        metafunc.parametrize(("isa", "dtype"), [(isas.index(isa), DTYPES[d]) for isa, d in pairs], ids=ids)
+    elif "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", range(len(isas)), ids=isas)
+    elif "dtype" in metafunc.fixturenames:
         metafunc.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+
+
+def wants_float16(metafunc: pytest.Metafunc, best: bool) -> bool:
+    """float16 differs by its loads and stores alone, which short tests see on every set; of long ones one is enough."""
+    if "pages" in metafunc.fixturenames:  # each call is a process
+        return False
+    return best or not metafunc.module.__name__.endswith("attention")
 
 
 def code(dtype: torch.dtype) -> int:

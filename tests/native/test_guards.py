@@ -230,7 +230,7 @@ def test_paged_attention_with_a_mask(kernels, check, isa, dtype, pages, queries,
     run(kernels, check, isa, pages, "paged_attention", q, rows.pools, rows.table, None, None, mask)
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str)
 @pytest.mark.parametrize("d", [1, 2, 15, 17, 33, 64])
 def test_kv_append(kernels, check, isa, dtype, pages, kind, d):
     k, v = (check.randn(1, 2, 4, d, dtype=dtype) for _ in range(2))
@@ -242,6 +242,16 @@ def test_kv_append(kernels, check, isa, dtype, pages, kind, d):
     for a, b in zip(placed, plain, strict=True):
         assert a is b is None or torch.equal(a.nan_to_num(), b.nan_to_num())
     pages.check()
+
+
+@pytest.mark.parametrize("size", [2, 14, 18, 30, 34, 66])
+def test_float16(kernels, check, isa, pages, size):
+    """Its own loads and stores, of whole vectors and of parts; the rest of the kernels is that of the other types."""
+    x, weight, heads = (check.randn(*s, dtype=torch.float16) for s in ((5, size), (3, size), (1, 2, 9, size)))
+    run(kernels, check, isa, pages, "linear", x, weight)
+    run(kernels, check, isa, pages, "add_rms_norm", x, x, weight[0], 1e-6)
+    run(kernels, check, isa, pages, "attention", heads[:, :, :1], heads, heads)
+    run(kernels, check, isa, pages, "attention", heads, heads, heads, torch.zeros(1, 1, 9, 9, dtype=torch.float16))
 
 
 def test_a_step_past_the_end_is_caught(kernels, check, pages):
