@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -59,6 +60,13 @@ class CudaGraphs:
     def _begin(self) -> None:
         self._side = torch.cuda.Stream(self.device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._keeper: torch.cuda.CUDAGraph | None = None
+
+    def _record(self, call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
+            outputs = call()
+        return graph, outputs
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -81,14 +89,15 @@ class CudaGraphs:
 
     def capture(self, call: Callable[[], Any]) -> CudaRecording:
         """Record what `call` starts on the device; other threads may go on with theirs."""
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
-                outputs = call()
+            if self._keeper is None:  # a pool ends with its last graph, and cannot be begun again
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that this one is empty
+                    self._keeper, _ = self._record(lambda: None)
+            return CudaRecording(*self._record(call))
         except BaseException:
             self._begin()  # the allocator may still take this stream for one that captures into this pool
             raise
-        return CudaRecording(graph, outputs)
 
 
 @functools.cache

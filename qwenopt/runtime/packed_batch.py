@@ -36,7 +36,7 @@ class PackedPlaces:
         self.starts_mirror, self.last_mirror = Mirror(self.q_starts), Mirror(self.last)
         self.tokens_mirror = Mirror(self.all_tokens)
         for t in (self.block_table, self.q_starts, self.last, self.all_tokens):
-            torch._dynamo.mark_static_address(t)
+            torch._dynamo.mark_static_address(t, guard=False)
             torch._dynamo.mark_static(t)  # else a second size seen would make Dynamo take it for one that changes
         self.num_pages = width  # that some row has, at most: no more need be looked at
         self.resize(num_tokens)

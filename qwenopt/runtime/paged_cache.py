@@ -97,7 +97,7 @@ class PagedKVCache(Cache):
 
     def _mark_static(self) -> None:
         for t in (*self._tensors(), self.places.block_table, self.places.slots, self.places.length):
-            torch._dynamo.mark_static_address(t)
+            torch._dynamo.mark_static_address(t, guard=False)
         for t in (self.places.block_table, self.places.slots):
             torch._dynamo.mark_static(t)
         for t in self._tensors():  # one graph for any number of pages, but one for each size of a page

@@ -57,7 +57,7 @@ class Direct:
             return None
         # A function that captures itself need not look anew at each step where hundreds of weights lie.
         fixed = getattr(self.function, "fixed", None)
-        return partial(self.function, *self.args) if fixed is None else fixed(self.args)  # type: ignore[no-any-return]
+        return partial(self.function, *self.args) if fixed is None else fixed(self.args)
 
 
 def _reset() -> None:
