@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from qwenopt.ops.steps import Address, Array, NotPlanned, Steps
+from qwenopt.ops.steps import Address, Array, NotPlanned, Size, Steps
 
 # Methods and functions that may return a view of their first argument; whether one did is seen on a meta tensor.
 _VIEWS = frozenset(
@@ -40,6 +40,8 @@ def record(steps: Steps, node: Node, args: tuple[Any, ...], kwargs: dict[str, An
     if name == "getitem" and isinstance(args[0], tuple):
         return operator.getitem(*args)
     if name in _VIEWS and isinstance(args[0], Array):
+        if isinstance(args[0].shape[0], Size) and isinstance(args[1], slice):
+            return _part(*args)
         return _view(node, args, kwargs)
     handler = _HANDLERS.get(str(name))
     if handler is None:
@@ -64,6 +66,17 @@ def _view(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array:
     if out.untyped_storage()._cdata != meta.untyped_storage()._cdata or out.dtype != x.dtype:
         raise NotPlanned(f"{node.target} makes a copy")
     return Array(x.buffer, tuple(out.shape), tuple(out.stride()), x.dtype, x.offset + out.storage_offset())
+
+
+def _part(x: Array, which: slice) -> Array:
+    """`x[first:-behind]` of as many rows as there are at run time: the pages of one layer of a pool."""
+    first, last = which.start or 0, which.stop or 0
+    step = x.strides[0]
+    if not (isinstance(first, int) and isinstance(last, int) and isinstance(step, int)) or which.step is not None:
+        raise NotPlanned("a part whose ends are only known at run time")
+    if first < 0 or last > 0 or (which.stop is not None and last == 0):
+        raise NotPlanned(f"x[{which.start}:{which.stop}] of an unknown number of rows")
+    return Array(x.buffer, (x.shape[0] + (last - first), *x.shape[1:]), x.strides, x.dtype, x.offset + first * step)
 
 
 def _arange(steps: Steps, length: Any, *, device: Any = None) -> Count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -64,9 +65,15 @@ def _sizes(node: Node) -> list[tuple[Any, int | None]]:
     return [(fake, None)]
 
 
+def _is_part(node: Node) -> bool:
+    """Whether it is a part of an input: nothing is computed."""
+    source = node.args[0] if node.target is operator.getitem else None
+    return isinstance(source, Node) and source.op == "placeholder"
+
+
 def computed(nodes: Iterable[Node]) -> set[Any]:
     """The symbols in the sizes of what these nodes compute. Others are of inputs alone, such as the pages of a pool."""
-    sizes = [size for node in nodes for size, _ in _sizes(node) if isinstance(size, SymInt)]
+    sizes = [size for node in nodes if not _is_part(node) for size, _ in _sizes(node) if isinstance(size, SymInt)]
     return {symbol for size in sizes for symbol in size.node.expr.free_symbols}
 
 

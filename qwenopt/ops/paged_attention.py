@@ -18,9 +18,6 @@ from qwenopt.ops.op import Op
 from qwenopt.ops.steps import Array, NotPlanned, Steps
 from qwenopt.ops.triton import paged_attention as by_triton
 
-# The native kernel reads keys in runs of this many; a run lies in one page.
-PAGE_SIZE_MULTIPLE = 16
-
 
 def _check(
     q: Tensor,
@@ -153,8 +150,8 @@ def _accepts(
     dim, page_size = q.shape[-1], k_pool.shape[2]
     if not isinstance(dim, int) or dim > MAX_HEAD_DIM or dim % 2 or dim == 0:
         return f"head_dim {dim} (kernel: even, at most {MAX_HEAD_DIM})"
-    if not isinstance(page_size, int) or page_size % PAGE_SIZE_MULTIPLE or page_size == 0:
-        return f"page size {page_size} (kernel: a multiple of {PAGE_SIZE_MULTIPLE})"
+    if not isinstance(page_size, int) or page_size == 0:
+        return f"page size {page_size} (kernel: one known when it is compiled, at least 1)"
     if mask is not None and (mask.dim() != 4 or mask.dtype not in MASK_KINDS):
         return f"mask {mask.dtype} of {mask.dim()} dimensions (kernel: bool, float32, bfloat16 or float16 of 4)"
     if block_table.shape[1] > 1 and block_table.stride(1) != 1:

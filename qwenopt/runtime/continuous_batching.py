@@ -12,6 +12,11 @@ the scheduler passes to the model into what `kv_append` and `paged_attention` ta
 lies through views [pages, G, page_size, D]. Nothing of transformers is replaced. What a call needs is found by its
 name, and what is missing is an error that names it.
 
+**Sliding windows.** The scheduler would keep the last tokens of a window in a ring, in which a chunk of a prompt
+overwrites what its own first tokens still look at, so that all is copied out before each step. Instead its config says
+"full_attention" of every layer meanwhile: it keeps all tokens, shares equal beginnings, which it does not with rings,
+and `paged_attention` reads the window alone.
+
 **What each release of transformers 5 allows.** All pass `cache`, `read_index`, `write_index`, `cu_seq_lens_q`,
 `cu_seq_lens_k` and `position_ids` to the model, and build no mask for attention that is not eager or sdpa. Checked, on
 a CPU, eager and compiled, with 5.1, 5.2, 5.5, 5.8, 5.10, 5.13 and 5.17 to 5.24:
@@ -40,10 +45,12 @@ from torch.nn import functional as F
 
 from qwenopt.errors import QwenoptError
 from qwenopt.ops import KV_APPEND, PAGED_ATTENTION
+from qwenopt.runtime.continuous_batching_pools import Pools, pools_of, unknown
 
 NAME = "qwenopt_paged|flash"  # holds `paged|` and `flash`, and begins with neither; see above
 
 _MODEL_TYPES = ("qwen3", "qwen3_moe")
+_FULL = "full_attention"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What the scheduler passes and the model itself uses; the rest is for attention, and we hand that over in our own form.
 _KEPT = ("input_ids", "position_ids", "use_cache", "logits_to_keep")
@@ -53,8 +60,7 @@ _KEPT = ("input_ids", "position_ids", "use_cache", "logits_to_keep")
 class PagedStep:
     """What one forward pass writes and reads, in all layers, as our ops take it; `num_logits` are waited for."""
 
-    k_pools: tuple[Tensor, ...]
-    v_pools: tuple[Tensor, ...]
+    pools: Pools
     slots: Tensor
     block_table: Tensor
     q_starts: Tensor
@@ -70,6 +76,7 @@ def paged_attention_forward(
     attention_mask: Tensor | None = None,
     *,
     scaling: float,
+    sliding_window: int | None = None,
     qwenopt_step: PagedStep | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -80,9 +87,10 @@ def paged_attention_forward(
             f"attention {NAME!r} was called outside continuous batching; choose it with "
             "qwenopt.use_continuous_batching(model), not by its name"
         )
-    k_pool, v_pool = step.k_pools[module.layer_idx], step.v_pools[module.layer_idx]
+    k_pool, v_pool = step.pools.of(module.layer_idx)
+    window = sliding_window or 0
     new = (k_pool, v_pool, None, None, key, value, step.slots)
-    past = (query, k_pool, v_pool, None, None, step.block_table, step.q_starts, step.q_positions, None, 0, scaling)
+    past = (query, k_pool, v_pool, None, None, step.block_table, step.q_starts, step.q_positions, None, window, scaling)
     if torch.compiler.is_compiling():  # one node each, to which the backend then gives its kernel
         KV_APPEND.default(*new)
         out = PAGED_ATTENTION.default(*past)
@@ -97,21 +105,19 @@ class ContinuousBatching:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._before = model.config._attn_implementation
-        self._pools: WeakKeyDictionary[Any, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = WeakKeyDictionary()
+        self._pools: WeakKeyDictionary[Any, Pools] = WeakKeyDictionary()
         self._hooks = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(_leave, with_kwargs=True),
         ]
-        model.config._attn_implementation = NAME
+        self._before = _switch(model.config, _wanted(model.config))
 
     def remove(self) -> None:
         """Give the model back the attention that it had. A second call does nothing."""
         for hook in self._hooks:
             hook.remove()
-        if self._hooks:
-            self._model.config._attn_implementation = self._before
-        self._hooks, self._pools = [], WeakKeyDictionary()
+        _switch(self._model.config, self._before)
+        self._hooks, self._before, self._pools = [], {}, WeakKeyDictionary()
 
     def __enter__(self) -> ContinuousBatching:
         return self
@@ -129,19 +135,16 @@ class ContinuousBatching:
                 "`with` block, or call remove() on what it returned, before model(...) and model.generate(...)"
             )
         kept = {name: kwargs[name] for name in _KEPT if name in kwargs}
-        step = _step(kwargs, *self._pools_of(kwargs["cache"]))
+        step = _step(kwargs, self._pools_of(kwargs["cache"]))
         # Which compiled wrapper a module has is told by no public attribute.
         if getattr(model, "_compiled_call_impl", None) is not None:
             kept, step = _for_one_graph(kept, step)
         return args, kept | {"qwenopt_step": step}
 
-    def _pools_of(self, cache: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        found = self._pools.get(cache)
-        if found is None:
-            layers = range(self._model.config.num_hidden_layers)
-            keys, values = zip(*(_pool_views(cache, layer) for layer in layers), strict=True)
-            found = self._pools[cache] = (keys, values)
-        return found
+    def _pools_of(self, cache: Any) -> Pools:
+        if cache not in self._pools:
+            self._pools[cache] = pools_of(cache, self._model.config.num_hidden_layers)
+        return self._pools[cache]
 
 
 def use_continuous_batching(model: Any) -> ContinuousBatching:
@@ -150,7 +153,7 @@ def use_continuous_batching(model: Any) -> ContinuousBatching:
     Use it in a `with` block, or keep what it returns and call `remove()`. In between the model is for continuous
     batching only; a plain call raises. Works on a compiled model too (`qwenopt.compile`), before or after.
 
-    Raises QwenoptError for a model that is not Qwen3's, a sliding window, a dtype without kernels, a release of
+    Raises QwenoptError for a model that is not Qwen3's, a kind of attention or a dtype without kernels, a release of
     transformers before 5, or a CPU without psutil, through which transformers sizes its cache.
     """
     _check_model(model)
@@ -177,6 +180,23 @@ def serve(model: str, *, compile: bool = True, **options: Any) -> Any:
     return server
 
 
+def _wanted(config: Any) -> dict[str, Any]:
+    """What the config says meanwhile: our attention, and for the scheduler that all layers keep all tokens."""
+    wanted: dict[str, Any] = {"_attn_implementation": NAME}
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return wanted | ({"sliding_window": None} if getattr(config, "sliding_window", None) else {})
+    return wanted | {"layer_types": [_FULL] * len(kinds)}
+
+
+def _switch(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Set values of the config; returns those before."""
+    before = {name: getattr(config, name) for name in values}
+    for name, value in values.items():
+        setattr(config, name, value)
+    return before
+
+
 def _check_model(model: Any) -> None:
     def refuse(given: str, needed: str) -> None:
         raise QwenoptError(f"use_continuous_batching: {given}; {needed}")
@@ -191,38 +211,13 @@ def _check_model(model: Any) -> None:
         refuse(f"{type(model).__name__} of type {kind!r}", f"needed a causal model of type {' or '.join(_MODEL_TYPES)}")
     if config._attn_implementation == NAME:
         refuse("the model is switched already", "leave that `with` block, or call remove(), first")
-    if any(layer != "full_attention" for layer in getattr(config, "layer_types", None) or ()):
-        refuse(
-            f"sliding_window={config.sliding_window} in some layers",
-            "needed full attention in all; use attn_implementation='sdpa' for this model",
-        )
+    others = set(getattr(config, "layer_types", None) or ()) - {_FULL, "sliding_attention"}
+    if others:
+        refuse(f"layers of {', '.join(sorted(others))}", "needed full or sliding attention")
     if model.dtype not in _DTYPES:
         refuse(f"a model in {model.dtype}", "needed " + ", ".join(map(str, _DTYPES)))
     if model.device.type == "cpu" and not transformers.utils.is_psutil_available():
         refuse("no psutil", "transformers sizes its cache on a CPU through it: pip install psutil")
-
-
-def _pool_views(cache: Any, layer: int) -> tuple[Tensor, Tensor]:
-    """The keys and values of one layer as [pages, G, page_size, D], where they lie."""
-    if hasattr(cache, "layer_to_allocator"):
-        pools = cache.layer_to_allocator[layer].get_cache_for_block_table(layer)
-    elif hasattr(cache, "layer_index_to_group_indices"):
-        index = cache.layer_index_to_group_indices[layer][1]
-        flat = (cache.key_cache[index], cache.value_cache[index])
-        pools = tuple(x.view(-1, cache.block_size, *x.shape[1:]) for x in flat)
-    else:
-        raise _unknown(f"a cache {type(cache).__name__} without layer_to_allocator")
-    k, v = (x.transpose(1, 2) for x in pools)
-    return k, v
-
-
-def _unknown(what: str) -> QwenoptError:
-    from transformers import __version__
-
-    return QwenoptError(
-        f"use_continuous_batching: transformers {__version__} passes {what}, which this version of qwenopt does not "
-        "know; install a release that it supports, or leave use_continuous_batching off"
-    )
 
 
 def _one(kwargs: Mapping[str, Any], *names: str) -> Any:
@@ -233,17 +228,17 @@ def _one(kwargs: Mapping[str, Any], *names: str) -> Any:
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else None
     if value is None:
-        raise _unknown(f"no single {' or '.join(names)}")
+        raise unknown(f"no single {' or '.join(names)}")
     return value
 
 
-def _step(kwargs: Mapping[str, Any], k_pools: tuple[Tensor, ...], v_pools: tuple[Tensor, ...]) -> PagedStep:
+def _step(kwargs: Mapping[str, Any], pools: Pools) -> PagedStep:
     if kwargs.get("block_table") is not None:
-        raise _unknown("a block table to an attention that is not flash attention")
+        raise unknown("a block table to an attention that is not flash attention")
     write, read = _one(kwargs, "write_index"), _one(kwargs, "read_index")
     q_starts, k_starts = _one(kwargs, "cu_seq_lens_q"), _one(kwargs, "cu_seq_lens_k")
     longest = _one(kwargs, "max_length_k", "max_seqlen_k")
-    page_size = k_pools[0].shape[2]
+    page_size = pools.page_size
     # No sequence has a past: what is read is what is written.
     index, starts = (read, k_starts) if read.numel() else (write, q_starts)
     pages = torch.arange(0, int(longest), page_size, device=index.device)
@@ -251,8 +246,7 @@ def _step(kwargs: Mapping[str, Any], k_pools: tuple[Tensor, ...], v_pools: tuple
     positions = _one(kwargs, "position_ids")[0]
     kept = kwargs.get("logits_to_keep")
     return PagedStep(
-        k_pools,
-        v_pools,
+        pools,
         slots=write.to(torch.int64),
         block_table=(index[first_places] // page_size).to(torch.int32),
         q_starts=q_starts.to(torch.int32),
@@ -275,13 +269,8 @@ def _for_one_graph(kept: dict[str, Any], step: PagedStep) -> tuple[dict[str, Any
                 torch._dynamo.maybe_mark_dynamic(x, dim)
         return x
 
-    # All pools share one memory. Without kernels the graph goes to Inductor, which cannot take such inputs in any size.
-    k_pool, v_pool = step.k_pools[0], step.v_pools[0]
-    q = k_pool.new_empty(1, *k_pool.shape[1:])
-    read = (q, k_pool, v_pool, None, None, step.block_table, step.q_starts, step.q_positions, None, 0, 1.0)
-    kernel = PAGED_ATTENTION.choose(read).provider is not None
-    for pool in (*step.k_pools, *step.v_pools):
-        (torch._dynamo.maybe_mark_dynamic if kernel else torch._dynamo.mark_static)(pool, 0)
+    for memory in step.pools.memories:
+        torch._dynamo.maybe_mark_dynamic(memory, 0)
     rows = max(0, 2 - step.block_table.shape[0])
     return {name: general(value) if isinstance(value, Tensor) else value for name, value in kept.items()}, replace(
         step,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qwenopt.errors import QwenoptError
+from qwenopt.runtime.checks import check_whole
 from qwenopt.runtime.loop import Loop, Timings, lines_for
 from qwenopt.runtime.paged_cache import PagedKVCache
 from qwenopt.runtime.prompts import padded, prompts_of, stop_ids_of
@@ -73,18 +74,20 @@ def generate(
     reply (default: the `generation_config`'s; an empty tuple: nothing). streamer: an object with `put` and `end` as
     transformers has them (one prompt), or a function of the prompt's number and the token. prefill_tokens: the most
     tokens of one step. options: the backend's. The model is compiled by this backend, step by step, whether or not
-    it was compiled before. Raises QwenoptError for input that does not fit, before anything runs.
+    it was compiled before. Raises QwenoptError for input that does not fit, and what SamplingParams and ThinkingConfig
+    raise, before anything runs.
     """
     start = time.perf_counter()
     prompts = prompts_of(model, input_ids, attention_mask)
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise QwenoptError(f"generate: max_new_tokens={max_new_tokens!r}; need a whole number of at least 1")
+    check_whole("generate", max_new_tokens=max_new_tokens, prefill_tokens=prefill_tokens)
+    if not isinstance(cache, PagedKVCache | None):
+        raise QwenoptError(f"generate: cache {type(cache).__name__}; need a qwenopt.PagedKVCache")
     sampling = sampling_of(model, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     stop_ids = stop_ids_of(model, eos_token_id)
     configs = None if thinking is None else ThinkingConfig.for_rows(thinking, len(prompts), max_new_tokens)
     tokens = None if configs is None else _tokens(tokenizer, model.config.vocab_size, stop_ids)
     requests = [Request(i, prompt, max_new_tokens) for i, prompt in enumerate(prompts)]
-    cache = cache or _cache_for(model, requests)
+    cache = _cache_for(model, requests) if cache is None else cache
     cache.check_model(model)
     lines = min(lines_for(len(requests)), len(cache.places.block_table))
     if probe is not None:

@@ -73,6 +73,9 @@ class Loop:
                     self.timings.shared_tokens += request.done
                     self.choices.begin(line, request.index, request.prompt, request.max_new_tokens)
                 self._step(start)
+        except BaseException:
+            self.schedule.cache.forget()  # the prompts' pages can be found already, and may not have been written
+            raise
         finally:
             self.schedule.close()
 

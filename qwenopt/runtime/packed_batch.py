@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin
 
 from qwenopt.errors import QwenoptError
 from qwenopt.ops import KV_APPEND, KV_GATHER, PAGED_MASK
+from qwenopt.runtime.checks import check_whole
 from qwenopt.runtime.mirror import Mirror
 from qwenopt.runtime.paged_cache import PagedKVCache, layer_types
-from qwenopt.runtime.paged_layer import PagedLayer
+from qwenopt.runtime.paged_layer import LayeredCache, PagedLayer
 
 
 class PackedPlaces:
@@ -93,7 +94,7 @@ class PackedLayer(CacheLayerMixin):
         return self.layer.get_max_length()
 
 
-class PackedBatch(Cache):
+class PackedBatch(LayeredCache):
     """The cache for calls of at most `num_tokens` tokens of at most `num_rows` rows of `cache`.
 
     `fill` says which tokens come next; then `model(places.ids[None], position_ids=places.positions[None],
@@ -105,6 +106,7 @@ class PackedBatch(Cache):
     """
 
     def __init__(self, cache: PagedKVCache, num_rows: int, num_tokens: int, *, dynamic: bool = False) -> None:
+        check_whole("PackedBatch", num_rows=num_rows, num_tokens=num_tokens)
         self.cache, self.num_rows, self.num_tokens, self.dynamic = cache, num_rows, num_tokens, dynamic
         self.one_each = not dynamic and num_rows == num_tokens
         self.places = PackedPlaces(num_rows, num_tokens, cache.rows.max_pages, cache.device)
@@ -127,8 +129,10 @@ class PackedBatch(Cache):
         """Take room for the next tokens of each row, and write where they go. Raises with nothing changed.
 
         tokens: for each line of the batch the row and its ids; no row, or no ids, for a line without any. The cache
-        counts them as written at once.
+        counts them as written at once; where the call that was to write them fails, `free` the rows and let the cache
+        `forget`.
         """
+        tokens = [(row, self._ids(row, ids)) for row, ids in tokens]
         rows, count = self.cache.rows, sum(len(ids) for _, ids in tokens)
         if len(tokens) > self.num_rows or count > self.num_tokens or self._crowded(tokens):
             raise QwenoptError(
@@ -136,6 +140,9 @@ class PackedBatch(Cache):
                 f"{self.num_rows} rows{', one each' if self.one_each else ''}"
             )
         self.cache.check_opened()
+        given = [row for row, _ in tokens if row is not None]
+        if len(set(given)) < len(given):
+            raise QwenoptError(f"packed rows: rows {given}; a row can be on one line only")
         rows.reserve({row: len(ids) for row, ids in tokens if row is not None})
         starts, slots, positions, flat = [0], list[int](), list[int](), list[int]()
         for line, (row, ids) in enumerate(tokens):
@@ -152,6 +159,13 @@ class PackedBatch(Cache):
             starts.append(len(flat))
         self.places.num_pages = max([1, *(len(rows[row].pages) for row, _ in tokens if row is not None)])
         self._write(starts, [flat, positions, slots])
+
+    def _ids(self, row: int | None, ids: Sequence[int]) -> list[int]:
+        vocab = self.cache.config.vocab_size
+        bad = next((i for i in ids if not hasattr(i, "__index__") or not 0 <= i < vocab), None)
+        if bad is not None:
+            raise QwenoptError(f"packed rows: token {bad!r} for row {row}; need whole numbers from 0 to {vocab - 1}")
+        return [int(i) for i in ids]
 
     def _crowded(self, tokens: Sequence[tuple[int | None, Sequence[int]]]) -> bool:
         return self.one_each and any(len(ids) > 1 for _, ids in tokens)

@@ -15,6 +15,7 @@ Compiled by this backend, the copy goes: attention reads the pages where they li
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,12 +26,13 @@ from transformers.cache_utils import Cache
 from qwenopt.errors import QwenoptError
 from qwenopt.ops.kv_reserve import HANDLES
 from qwenopt.runtime.cache_stats import CacheStats, stats_of
-from qwenopt.runtime.paged_layer import PagedLayer, Places
+from qwenopt.runtime.checks import check_whole, model_dtype, pool_dtype, text_config
+from qwenopt.runtime.paged_layer import LayeredCache, PagedLayer, Places
 from qwenopt.runtime.pool_memory import zeros
 from qwenopt.runtime.rows import Rows
 
 
-class PagedKVCache(Cache):
+class PagedKVCache(LayeredCache):
     """A transformers cache over a pool of `num_pages` pages of `page_size` tokens for `max_batch_size` rows.
 
     `dtype` is the model's (default: the config's), `kv_dtype` torch.int8 for codes with a float32 scale for each token
@@ -52,11 +54,14 @@ class PagedKVCache(Cache):
         max_length: int | None = None,
         salt: bytes = b"",
     ) -> None:
-        config = config.get_text_config(decoder=True)
-        _check_sizes(max_batch_size=max_batch_size, num_pages=num_pages, page_size=page_size)
+        config = text_config(config)
+        sizes = {} if max_length is None else {"max_length": max_length}
+        check_whole("PagedKVCache", max_batch_size=max_batch_size, num_pages=num_pages, page_size=page_size, **sizes)
+        if not isinstance(salt, bytes):
+            raise QwenoptError(f"PagedKVCache: salt {salt!r}; need bytes")
         self.config, self.page_size, self.num_pages = config, page_size, num_pages
-        self.dtype = _model_dtype(config, dtype)
-        self.kv_dtype = _kv_dtype(self.dtype, kv_dtype)
+        self.dtype = model_dtype(config, dtype)
+        self.kv_dtype = pool_dtype(self.dtype, kv_dtype)
         self.device = torch.device(device or "cpu")
         max_pages = -(-(max_length or config.max_position_embeddings) // page_size)
         self.rows = Rows(num_pages, page_size, max_pages, self._copy_page, salt)
@@ -116,7 +121,10 @@ class PagedKVCache(Cache):
         Whole pages only, and never the last token. The room for the rest is taken by the calls that write it.
         """
         self._not_in_batch("open")
-        return self.rows.open(tokens)
+        try:
+            return self.rows.open([operator.index(token) for token in tokens])
+        except TypeError as error:
+            raise QwenoptError(f"paged cache: open(tokens): {error}; need token ids") from error
 
     def length_of(self, row: int) -> int:
         """Tokens of the row that are in the cache."""
@@ -137,6 +145,11 @@ class PagedKVCache(Cache):
         self._not_in_batch("free")
         self.rows.free(row)
 
+    def forget(self) -> None:
+        """Let nothing that the pages hold be found any more, for what was told of them may not have been written: after
+        a call that failed, or a change of weights. Rows go on."""
+        self.rows.pages.forget()
+
     def check_opened(self) -> None:
         """Raise QwenoptError where the cache's rows are those of a batch."""
         self._not_in_batch("packed rows")
@@ -144,7 +157,7 @@ class PagedKVCache(Cache):
     def check_model(self, model: Any) -> None:
         """Raise QwenoptError unless the cache was made for a model like this one."""
         config, mine = model.config.get_text_config(decoder=True), self.config
-        for name in ("num_hidden_layers", "num_key_value_heads", "head_dim"):
+        for name in ("num_hidden_layers", "num_key_value_heads", "head_dim", "layer_types", "sliding_window"):
             if getattr(config, name, None) != getattr(mine, name, None):
                 raise QwenoptError(
                     f"paged cache: made for {name}={getattr(mine, name, None)}, the model has "
@@ -227,8 +240,7 @@ class PagedKVCache(Cache):
             length = min(length, tokens_to_remove)
         if length < 0:
             raise QwenoptError(f"paged cache: {abs(tokens_to_remove)} tokens to remove, more than the rows have")
-        for row in self._batch:
-            self.rows.crop(row, length)
+        self.rows.crop_all(self._batch, length)
         self.places.length.fill_(length)
         self._write_table(self.places.block_table, anew=True)
 
@@ -237,11 +249,15 @@ class PagedKVCache(Cache):
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """The rows `indices` become the batch. Raises OutOfPages, with nothing changed."""
+        """The rows `indices` become the batch; none: the batch ends. Raises OutOfPages, with nothing changed."""
         if not self._batch:
             return
         wanted = indices.tolist()
-        if any(not 0 <= i < len(self._batch) for i in wanted) or len(wanted) > len(self._page_counts):
+        if not wanted:
+            self.reset()
+            return
+        fits = all(isinstance(i, int) and 0 <= i < len(self._batch) for i in wanted)
+        if not fits or len(wanted) > len(self._page_counts):
             raise QwenoptError(
                 f"paged cache: rows {wanted} of a batch of {len(self._batch)}; max_batch_size is "
                 f"{len(self._page_counts)}"
@@ -274,22 +290,3 @@ def layer_types(config: Any) -> list[str]:
     """The kind of attention of each layer: "full_attention" or "sliding_attention"."""
     every = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     return list(getattr(config, "layer_types", None) or [every] * config.num_hidden_layers)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise QwenoptError(f"PagedKVCache: {name}={value!r}; need a whole number of at least 1")
-
-
-def _model_dtype(config: Any, dtype: torch.dtype | None) -> torch.dtype:
-    found = dtype or getattr(config, "dtype", None) or torch.get_default_dtype()
-    if found not in (torch.float32, torch.bfloat16, torch.float16):
-        raise QwenoptError(f"PagedKVCache: dtype {found}; need torch.float32, torch.bfloat16 or torch.float16")
-    return found
-
-
-def _kv_dtype(dtype: torch.dtype, kv_dtype: torch.dtype | None) -> torch.dtype:
-    if kv_dtype not in (None, dtype, torch.int8):
-        raise QwenoptError(f"PagedKVCache: kv_dtype {kv_dtype}; need torch.int8, or {dtype}, the model's")
-    return kv_dtype or dtype

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from qwenopt.errors import QwenoptError
 from qwenopt.ops import KV_APPEND, KV_GATHER, KV_RESERVE
@@ -26,6 +26,19 @@ class Places:
     slots: Tensor
     handle: Tensor
     length: Tensor
+
+
+class LayeredCache(Cache):
+    """A cache whose layers are all there from the start."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Give a layer its new keys and values; raises QwenoptError for a layer that the cache does not have."""
+        if layer_idx >= len(self.layers):
+            raise QwenoptError(
+                f"paged cache: made for num_hidden_layers={len(self.layers)}, called for layer {layer_idx}: it belongs "
+                "to another model; reset() it"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 class PagedLayer(CacheLayerMixin):
@@ -58,6 +71,11 @@ class PagedLayer(CacheLayerMixin):
             raise QwenoptError(
                 f"paged cache: keys (B, G, S, D) = {given}; the cache was made for G = {self.groups}, "
                 f"D = {self.head_dim}: it belongs to another model"
+            )
+        if key_states.device != self.keys.device:
+            raise QwenoptError(
+                f"paged cache: keys on {key_states.device}, the cache is on {self.keys.device}; make it with "
+                f"device={str(key_states.device)!r}"
             )
         if self.keys.dtype not in (key_states.dtype, torch.int8):
             raise QwenoptError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -10,22 +11,25 @@ from torch import Tensor
 
 from qwenopt.errors import QwenoptError
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 def prompts_of(model: Any, input_ids: Any, attention_mask: Tensor | None) -> list[list[int]]:
     """The prompts without their padding. Raises QwenoptError for what is none."""
     if isinstance(input_ids, Tensor):
-        if input_ids.dim() != 2 or input_ids.is_floating_point():
+        if input_ids.dim() != 2 or input_ids.dtype not in _WHOLE:
             raise QwenoptError(
                 f"generate: input_ids {tuple(input_ids.shape)} {input_ids.dtype}; need whole numbers (B, S), or a list "
                 "of prompts"
             )
         rows = input_ids.tolist()
         if attention_mask is not None:
-            rows = [_visible(i, row, attention_mask) for i, row in enumerate(rows)]
+            _check_mask(attention_mask, input_ids)
+            rows = [_visible(i, *pair) for i, pair in enumerate(zip(rows, attention_mask.tolist(), strict=True))]
     elif attention_mask is not None:
         raise QwenoptError("generate: an attention_mask beside a list of prompts; lists have no padding to mask")
     else:
-        rows = [list(map(int, row)) for row in input_ids]
+        rows = _lists(input_ids)
     if not rows:
         raise QwenoptError("generate: no prompt; need at least one")
     vocab = model.config.vocab_size
@@ -38,12 +42,26 @@ def prompts_of(model: Any, input_ids: Any, attention_mask: Tensor | None) -> lis
     return rows
 
 
-def _visible(index: int, row: list[int], attention_mask: Tensor) -> list[int]:
-    if attention_mask.dim() != 2 or attention_mask.shape[1] != len(row) or attention_mask.shape[0] <= index:
+def _lists(prompts: Any) -> list[list[int]]:
+    try:
+        return [[operator.index(token) for token in row] for row in prompts]
+    except TypeError as error:
         raise QwenoptError(
-            f"generate: attention_mask {tuple(attention_mask.shape)} for prompts of {len(row)} tokens; need (B, S)"
+            f"generate: prompts of something else than token ids ({error}); need lists of ids"
+        ) from error
+
+
+def _check_mask(attention_mask: Any, input_ids: Tensor) -> None:
+    shape = tuple(getattr(attention_mask, "shape", ()))
+    if not isinstance(attention_mask, Tensor) or shape != tuple(input_ids.shape):
+        raise QwenoptError(
+            f"generate: attention_mask {type(attention_mask).__name__} {shape} for input_ids {tuple(input_ids.shape)}; "
+            "need a tensor of that shape"
         )
-    seen = [i for i, m in enumerate(attention_mask[index].tolist()) if m]
+
+
+def _visible(index: int, row: list[int], mask: list[Any]) -> list[int]:
+    seen = [i for i, m in enumerate(mask) if m]
     if seen and seen[-1] - seen[0] + 1 != len(seen):
         raise QwenoptError(f"generate: the attention_mask of prompt {index} has holes; only padding can be masked")
     return row[seen[0] : seen[-1] + 1] if seen else []
@@ -58,7 +76,10 @@ def stop_ids_of(model: Any, eos_token_id: int | Collection[int] | None) -> set[i
         found = model.config.eos_token_id
     if found is None:
         return set()
-    return {found} if isinstance(found, int) else set(found)
+    try:
+        return {operator.index(i) for i in ([found] if isinstance(found, int) else found)}
+    except TypeError as error:
+        raise QwenoptError(f"generate: eos_token_id={found!r}; need a token id, or several") from error
 
 
 def padded(model: Any, prompts: Sequence[list[int]], replies: Sequence[list[int]], input_ids: Any) -> Tensor:

@@ -6,6 +6,7 @@ once what would otherwise be shared and written. So a step only ever takes fresh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,7 +55,7 @@ class Rows:
     def __getitem__(self, row: int) -> Row:
         """The row of that name. Raises QwenoptError for one that was freed or never was."""
         if row not in self._rows:
-            what = "was freed" if 0 <= row < self._next else "never was"
+            what = "was freed" if isinstance(row, int) and 0 <= row < self._next else "never was"
             raise QwenoptError(f"paged cache: row {row} {what}; rows in use: {sorted(self._rows) or 'none'}")
         return self._rows[row]
 
@@ -142,21 +143,33 @@ class Rows:
         return self._add(Row(pages, r.length, None if r.tokens is None else list(r.tokens), list(r.keys)))
 
     def crop(self, row: int, length: int) -> None:
-        """Cut the row down to its first `length` tokens. Raises OutOfPages, with nothing changed, where the page that
-        the next token would go to is shared and no page is free for a copy of it."""
-        r = self[row]
-        if not 0 <= length <= r.length:
-            raise QwenoptError(f"paged cache: row {row} has {r.length} tokens; it cannot be cut to {length}")
+        """Cut the row down to its first `length` tokens. Raises as `crop_all` does."""
+        self.crop_all([row], length)
+
+    def crop_all(self, names: Sequence[int], length: int) -> None:
+        """Cut each of the rows down to its first `length` tokens. Raises OutOfPages, with nothing changed, where pages
+        that the next tokens would go to are shared and there are not enough free ones for copies of them."""
+        rows = [self[name] for name in names]
+        for name, r in zip(names, rows, strict=True):
+            if not isinstance(length, int) or not 0 <= length <= r.length:
+                raise QwenoptError(f"paged cache: row {name} has {r.length} tokens; it cannot be cut to {length}")
         full, begun = divmod(length, self.page_size)
-        keep, gone = r.pages[: full + (begun > 0)], r.pages[full + (begun > 0) :]
-        if begun:
-            self._own_last(keep)
-        r.pages, r.length = keep, length
-        if r.tokens is not None:
-            del r.tokens[length:]
-        del r.keys[full:]
-        for page in gone:
+        end = full + (begun > 0)
+        gone = Counter(page for r in rows for page in r.pages[end:])
+        written = Counter(r.pages[full] for r in rows) if begun else Counter[int]()
+        holders = self.pages.holders
+        copies = sum(count - (holders[page] == count) for page, count in written.items())
+        if copies > self.pages.num_available + sum(holders[page] == count for page, count in gone.items()):
+            self.pages.take(copies)  # raises
+        for page in gone.elements():
             self.pages.drop(page)
+        for r in rows:
+            r.pages, r.length = r.pages[:end], length
+            if begun:
+                self._own_last(r.pages)
+            if r.tokens is not None:
+                del r.tokens[length:]
+            del r.keys[full:]
 
     def _own_last(self, pages: list[int]) -> None:
         """Make the last page one that may be written: a copy where others hold it."""

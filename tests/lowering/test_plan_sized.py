@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from qwenopt.backend import compile_graph
 from qwenopt.graphs import spelling
 from qwenopt.lowering import plan, plan_symbols
 from qwenopt.lowering.planned import MOST_SIZES, SizedPlanned
-from qwenopt.ops.steps import NotPlanned
+from qwenopt.ops.steps import NotPlanned, Size
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native module: {native.why_not()}")
 
@@ -164,3 +165,38 @@ def test_prompts_are_read_by_plans() -> None:
     with torch.no_grad():
         wanted = model.generate(ids, max_new_tokens=3, do_sample=False)
     assert got.sequences.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize(
+    ("part", "rows", "offset"),
+    [
+        (slice(2, -3), -5, 8),
+        (slice(None, -1), -1, 0),
+        (slice(3, None), -3, 12),
+        (slice(None, 3), None, 0),
+        (slice(-3, None), None, 0),
+        (slice(1, -1, 2), None, 0),
+    ],
+    ids=str,
+)
+def test_parts_of_as_many_rows_as_there_are(part: slice, rows: int | None, offset: int) -> None:
+    """Rows more than there are in the whole, and the place of the first in it; None: no part of a plan."""
+    found: list[Any] = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        recording = plan.Recording({}, 1)
+        (node,) = [n for n in gm.graph.nodes if n.target is operator.getitem]
+        try:
+            recording.add(node)
+            found.append(recording.values[node])
+        except NotPlanned as error:
+            found.append(error)
+        return gm.forward
+
+    x = torch.zeros(9, 4)
+    torch._dynamo.mark_dynamic(x, 0)
+    torch.compile(lambda x: x[part], backend=backend)(x)
+    if rows is None:
+        assert "unknown number of rows" in str(found[0]) or "ends are only known" in str(found[0])
+    else:
+        assert (found[0].shape, found[0].offset) == ((Size(0, 1, rows), 4), offset)

@@ -7,6 +7,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,11 @@ import transformers
 from transformers.utils import is_accelerate_available, is_psutil_available
 from transformers.utils.import_utils import is_serve_available
 
-from qwenopt.demo.load import demo_path
+import qwenopt
+from qwenopt.demo.load import demo_model, demo_path
 from qwenopt.errors import QwenoptError
-from qwenopt.runtime.continuous_batching import NAME, _pool_views, _step, serve, use_continuous_batching
+from qwenopt.runtime.continuous_batching import NAME, _step, serve, use_continuous_batching
+from qwenopt.runtime.continuous_batching_pools import Pools, pools_of
 from qwenopt.testing.models import tiny_model
 
 
@@ -42,13 +45,14 @@ def test_attention_chosen_by_its_name_alone_is_refused() -> None:
 
 @pytest.mark.usefixtures("psutil_is_there")
 def test_models_that_are_refused() -> None:
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    other = tiny()
+    other.config.layer_types = ["linear_attention", "full_attention"]
     llama = transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, vocab_size=8)
     for model, text in [
         (transformers.LlamaForCausalLM(llama), "LlamaForCausalLM of type 'llama'; needed a causal model of type qwen3"),
         (tiny().model, "Qwen3Model of type 'qwen3'; needed a causal model"),
         (torch.nn.Linear(1, 1), "Linear of type None"),
-        (tiny(**window), "sliding_window=8 in some layers; needed full attention in all"),
+        (other, "layers of linear_attention; needed full or sliding attention"),
         (tiny().double(), "a model in torch.float64; needed torch.float32, torch.bfloat16"),
     ]:
         with pytest.raises(QwenoptError, match=text):
@@ -72,12 +76,26 @@ def test_pools_of_releases_before_5_18() -> None:
     keys, values = torch.randn(2, 5 * 8, 3, 4), torch.randn(2, 5 * 8, 3, 4)
     indices = {0: (0, 0), 1: (0, 1)}
     cache = SimpleNamespace(layer_index_to_group_indices=indices, key_cache=keys, value_cache=values, block_size=8)
-    k, v = _pool_views(cache, 1)
+    pools = pools_of(cache, 2)
+    k, v = pools.of(1)
     assert k.shape == v.shape == (5, 3, 8, 4)
     assert torch.equal(k[2, 1, 3], keys[1, 2 * 8 + 3, 1])
     assert v.data_ptr() == values[1].data_ptr()
+    assert len(pools.memories) == 2
     with pytest.raises(QwenoptError, match="a cache SimpleNamespace without layer_to_allocator"):
-        _pool_views(SimpleNamespace(), 0)
+        pools_of(SimpleNamespace(), 1)
+
+
+def test_pools_in_one_memory_that_do_not_lie_as_they_are_known_to_are_refused() -> None:
+    memory = torch.zeros(100 * 8 * 3, 4)
+    views = {0: (memory[:480], memory[24 * 3 : 552]), 1: (memory[7:487], memory[24 * 4 : 576])}
+    allocator = SimpleNamespace(
+        get_cache_for_block_table=lambda layer: tuple(x.view(-1, 8, 3, 4) for x in views[layer])
+    )
+    cache = SimpleNamespace(layer_to_allocator=[allocator, allocator])
+    assert pools_of(cache, 1).keys == ((0, 0, -3),)
+    with pytest.raises(QwenoptError, match=r"pools of shapes \(20, 3, 8, 4\) and \(20, 3, 8, 4\) in one memory"):
+        pools_of(cache, 2)
 
 
 @pytest.mark.parametrize(
@@ -99,10 +117,10 @@ def test_a_call_that_is_not_as_we_know_it_is_refused(change: dict[str, Any], tex
         "max_length_k": {"full_attention": 3},
     }
     call |= {"position_ids": torch.tensor([[0, 1, 2]])}
-    pools = (torch.zeros(4, 1, 4, 8),)
-    assert _step(call, pools, pools).block_table.tolist() == [[2]]
+    pools = Pools((torch.zeros(4, 1, 4, 8), torch.zeros(4, 1, 4, 8)), ((0, 0, None),), ((1, 0, None),))
+    assert _step(call, pools).block_table.tolist() == [[2]]
     with pytest.raises(QwenoptError, match=f"transformers {transformers.__version__} passes {text}"):
-        _step(call | change, pools, pools)
+        _step(call | change, pools)
 
 
 def free_port() -> int:
@@ -132,19 +150,28 @@ def post(url: str, body: dict[str, Any]) -> Any:
     reason="needs transformers[serving], accelerate and psutil",
 )
 def test_serve() -> None:
+    """Several requests at once over HTTP get the text of `generate`, from the kernels."""
+    model, tokenizer = demo_model("dense", torch.float32)
+    asked = [[{"role": "user", "content": text}] for text in ("12 + 30 = ?", "7 + 8 = ?", "Hello")]
+    wanted = []
+    for messages in asked:
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        out = model.generate(ids, max_new_tokens=16, do_sample=False)
+        wanted.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).removeprefix("<think>"))
+
     port, path = free_port(), str(demo_path("dense"))
-    server = serve(
-        path, compile=False, port=port, dtype="float32", device="cpu", cb_num_blocks=16, cb_max_batch_tokens=64
-    )
+    server = serve(path, port=port, dtype="float32", device="cpu", cb_num_blocks=16, cb_max_batch_tokens=64)
+
+    def ask(messages: list[dict[str, str]]) -> str:
+        body = {"model": path, "messages": messages, "max_tokens": 16, "temperature": 0}
+        message = post(f"http://127.0.0.1:{port}/v1/chat/completions", body)["choices"][0]["message"]
+        return str((message.get("reasoning_content") or "") + message["content"])
+
     try:
-        body = {
-            "model": path,
-            "messages": [{"role": "user", "content": "12 + 30 = ?"}],
-            "max_tokens": 16,
-            "temperature": 0,
-        }
-        answer = post(f"http://127.0.0.1:{port}/v1/chat/completions", body)
+        with ThreadPoolExecutor(len(asked)) as pool:
+            found = list(pool.map(ask, asked))
     finally:
         server.kill_server()
-    message = answer["choices"][0]["message"]
-    assert (message["content"] or message["reasoning_content"]).strip()
+    assert [text.strip() for text in found] == [text.strip() for text in wanted]
+    (graph,) = qwenopt.last_report().graphs
+    assert {site.provider for site in graph.sites if site.op in ("kv_append", "paged_attention")} == {"cpu"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import qwenopt
 from qwenopt.errors import QwenoptError
@@ -26,6 +28,23 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"input_ids": torch.ones(1, 3, dtype=torch.int64), "attention_mask": torch.tensor([[1, 0, 1]])},
         "has holes",
     ),
+    ("bools", {"input_ids": torch.ones(1, 3, dtype=torch.bool)}, r"input_ids \(1, 3\) torch.bool; need whole numbers"),
+    ("parts of ids", {"input_ids": [[1.5]]}, "something else than token ids"),
+    ("one list", {"input_ids": [1, 2]}, "something else than token ids .*need lists of ids"),
+    (
+        "mask of another shape",
+        {"input_ids": torch.ones(1, 3, dtype=torch.int64), "attention_mask": torch.ones(2, 3)},
+        r"attention_mask Tensor \(2, 3\) for input_ids \(1, 3\); need a tensor of that shape",
+    ),
+    (
+        "mask of nothing",
+        {"input_ids": torch.ones(1, 3, dtype=torch.int64), "attention_mask": torch.zeros(1, 3)},
+        "empty",
+    ),
+    ("cache", {"cache": DynamicCache()}, r"cache DynamicCache; need a qwenopt\.PagedKVCache"),
+    ("eos", {"eos_token_id": "x"}, "eos_token_id='x'; need a token id, or several"),
+    ("True tokens", {"max_new_tokens": True}, "max_new_tokens=True; need a whole number"),
+    ("prefill", {"prefill_tokens": 0}, "prefill_tokens=0; need a whole number of at least 1"),
     ("tokens", {"max_new_tokens": 0}, "max_new_tokens=0; need a whole number of at least 1"),
     ("too long", {"max_new_tokens": 600}, "are 603 tokens; the cache takes rows of 512"),
     ("streamer", {"streamer": 3}, "streamer 3; need an object with put and end, or a function"),
@@ -51,6 +70,10 @@ def test_a_cache_that_does_not_fit_is_refused() -> None:
     half = qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=8, dtype=torch.bfloat16)
     with pytest.raises(QwenoptError, match="made for torch.bfloat16, the model is torch.float32"):
         qwenopt.generate(model, [[1]], max_new_tokens=5, cache=half, **GREEDY)
+    window = tiny_model("0.6B", use_sliding_window=True, sliding_window=8, max_window_layers=0)
+    slides = qwenopt.PagedKVCache(window.config, max_batch_size=1, num_pages=8)
+    with pytest.raises(QwenoptError, match="made for layer_types=.*it belongs to another model"):
+        qwenopt.generate(model, [[1]], max_new_tokens=5, cache=slides, **GREEDY)
     elsewhere = qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=8, device="meta")
     with pytest.raises(QwenoptError, match="paged cache: on meta, the model on cpu; both must be on one"):
         qwenopt.generate(model, [[1]], max_new_tokens=5, cache=elsewhere, **GREEDY)
@@ -60,3 +83,24 @@ def test_a_cache_that_does_not_fit_is_refused() -> None:
     with pytest.raises(OutOfPages, match="1 of 3 are free: other rows hold the rest"):
         qwenopt.generate(model, [[1] * 30], max_new_tokens=5, cache=held, **GREEDY)
     assert held.stats().rows == 1
+
+
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8])
+def test_pages_of_a_step_that_failed_are_not_found_again(kv_dtype: torch.dtype | None) -> None:
+    model = tiny_model("0.6B")
+    prompts = [[i % 128 for i in range(3, 53)]]
+
+    def cache() -> qwenopt.PagedKVCache:
+        return qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=8, kv_dtype=kv_dtype)
+
+    def replies(cache: qwenopt.PagedKVCache) -> list[list[int]]:
+        return qwenopt.generate(model, prompts, max_new_tokens=4, cache=cache, **GREEDY).replies
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    broken = cache()
+    with mock.patch("qwenopt.runtime.step.Stepper.__call__", fail), pytest.raises(KeyboardInterrupt):
+        replies(broken)  # what Ctrl-C in the middle of a step does
+    assert (broken.stats().rows, broken.stats().kept) == (0, 0)
+    assert replies(broken) == replies(cache())

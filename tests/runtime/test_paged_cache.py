@@ -14,6 +14,7 @@ import qwenopt
 from qwenopt.errors import QwenoptError
 from qwenopt.runtime.pages import OutOfPages
 from qwenopt.testing.decode import greedy, one_thread, positions, prompt
+from qwenopt.testing.inductor_code import UNCACHED, copied_pools, inductor_code
 from qwenopt.testing.models import tiny_model
 
 LENGTH, STEPS = 20, 24
@@ -58,8 +59,10 @@ def test_compiled_gives_the_tokens_of_eager_without_a_gather(name: str, lowering
     model, batch = tiny_model(name), 3 if lowering == "direct" else 1
     ids, mask = prompt(model.config, batch, LENGTH)
     expected = wanted(model, ids, mask)
-    qwenopt.compile(model, fullgraph=True, lowering=lowering, strict=True)
-    assert torch.equal(decode(model, cache_for(model), ids, mask), expected)
+    qwenopt.compile(model, fullgraph=True, strict=True, **(UNCACHED | {"lowering": lowering}))
+    with inductor_code() as codes:
+        assert torch.equal(decode(model, cache_for(model), ids, mask), expected)
+    assert [copied_pools(code) for code in codes] == ([[], []] if lowering == "inductor" else [])
     for graph in qwenopt.last_report().graphs:
         assert graph.counts["paged_attention"] == graph.counts["kv_append"] == model.config.num_hidden_layers
         assert "attention" not in graph.counts
@@ -173,6 +176,9 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
     ("max_batch_size=0", {"rows": 0}, "max_batch_size=0; need a whole number of at least 1"),
     ("num_pages", {"pages": -1}, "num_pages=-1; need a whole number of at least 1"),
     ("page_size", {"page_size": 1.5}, "page_size=1.5; need a whole number of at least 1"),
+    ("bool", {"rows": True}, "max_batch_size=True; need a whole number of at least 1"),
+    ("max_length", {"max_length": 0}, "max_length=0; need a whole number of at least 1"),
+    ("salt", {"salt": "adapter"}, "salt 'adapter'; need bytes"),
     ("kv_dtype", {"kv_dtype": torch.float8_e4m3fn}, "kv_dtype torch.float8_e4m3fn; need torch.int8, or torch.float32"),
 ]
 
@@ -181,6 +187,39 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
 def test_sizes_that_do_not_fit_are_refused(what: str, given: dict[str, Any], text: str) -> None:
     with pytest.raises(QwenoptError, match=text.replace("(", r"\(")):
         cache_for(tiny_model("0.6B"), **given)
+
+
+def test_what_is_no_config_is_refused() -> None:
+    with pytest.raises(QwenoptError, match=r"config Qwen3ForCausalLM; need a model's config, as model\.config"):
+        qwenopt.PagedKVCache(tiny_model("0.6B"), max_batch_size=1, num_pages=1)
+
+
+def test_a_model_with_more_layers_is_refused() -> None:
+    model = tiny_model("0.6B")
+    ids, _ = prompt(model.config, 1, LENGTH)
+    with pytest.raises(QwenoptError, match=r"made for num_hidden_layers=2, called for layer 2: it belongs to another"):
+        tiny_model("0.6B", num_hidden_layers=3)(ids, past_key_values=cache_for(model))
+
+
+def test_what_does_not_fit_the_batch_leaves_it_as_it_was() -> None:
+    model = tiny_model("0.6B")
+    ids, mask = prompt(model.config, 2, LENGTH)
+    cache = cache_for(model, rows=3, pages=4)
+    cache.crop(0)  # of no rows
+    decode(model, cache, ids, mask, 1)
+    cache.batch_select_indices(torch.tensor([1, 1]))  # one full page is shared, a begun one each
+    before = failing(cache)
+    with pytest.raises(QwenoptError, match=r"50 tokens to remove, more than the rows have"):
+        cache.crop(-50)
+    with pytest.raises(QwenoptError, match=r"has 20 tokens; it cannot be cut to 17\.5"):
+        cache.crop(-2.5)
+    for indices in ([2], [-1], [0.0, 1.0], [0, 1, 0, 1]):
+        with pytest.raises(QwenoptError, match=r"of a batch of 2; max_batch_size is 3"):
+            cache.batch_select_indices(torch.tensor(indices))
+    assert unchanged(before, cache)
+    cache.batch_select_indices(torch.tensor([], dtype=torch.int64))
+    assert (cache.stats().rows, cache.get_seq_length()) == (0, 0)
+    assert torch.equal(decode(model, cache, ids, mask, 4), wanted(model, ids, mask, 4))
 
 
 def test_calls_that_do_not_fit_are_refused() -> None:

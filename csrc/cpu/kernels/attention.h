@@ -11,7 +11,7 @@ constexpr int kKeyBlock = 64;   // keys of one pass (two such in tiles); blocks 
 constexpr int kQueryRows = 64;  // (query, head of the group) rows of one work item
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxSplits = 256;  // shares of one query block's keys
-constexpr int kRun = 16;         // keys that lie one after the other: page sizes are multiples of it
+constexpr int kRun = 16;         // keys that are best in one page: copied first, where page sizes are no multiple
 constexpr int kFewRows = 8;      // rows of one head up to which an item may have several heads
 constexpr int kMostHeads = kQueryRows / kFewRows;
 

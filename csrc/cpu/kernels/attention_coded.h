@@ -26,7 +26,7 @@ struct CodedRows : FewRows {
   using FewRows::FewRows;
 
   static bool fits(const AttentionArgs& a, int rows) {
-    return a.pages.k_scale && rows <= kFewRows && a.D % kTileCodes == 0;
+    return a.pages.k_scale && a.pages.page_size % kRun == 0 && rows <= kFewRows && a.D % kTileCodes == 0;
   }
 
   // x times `by` (whole numbers up to kMostPlanes) -> 16 codes of each plane.

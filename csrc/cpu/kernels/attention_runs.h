@@ -1,6 +1,6 @@
 // Where keys and values lie: runs of 16, each at a place of its own, so that one kernel reads rows that lie as one
-// piece and rows in pages. A run is copied first where it holds int8, or keys of pages that nobody may see: these may
-// never have been written, and a NaN times a probability of zero is a NaN.
+// piece and rows in pages. A run is copied first where it holds int8, lies in several pages, or holds keys of pages that
+// nobody may see: these may never have been written, and a NaN times a probability of zero is a NaN.
 #pragma once
 
 #include "attention_mask.h"
@@ -76,16 +76,14 @@ struct Runs {
   // Keys (or values) j0..j0+num_keys; `seen` says which of them anybody may see, or is null: all.
   void keys(int64_t j0, int num_keys, const uint8_t* seen, Run<T>* to) const {
     for (int j = 0; j < num_keys; j += kRun) {
-      const KeyPlace p = key_place(a, row, j0 + j);
       const int n = num_keys - j < kRun ? num_keys - j : kRun;
-      to[j / kRun] = run(a.k, key_offset(a, g, p), a.k_ss, a.pages.k_scale, p, j, n, seen, key_copies);
+      to[j / kRun] = run(a.k, key_offset, a.k_ss, a.pages.k_scale, j0, j, n, seen, key_copies);
     }
   }
   void values(int64_t j0, int num_keys, const uint8_t* seen, Run<T>* to) const {
     for (int j = 0; j < num_keys; j += kRun) {
-      const KeyPlace p = key_place(a, row, j0 + j);
       const int n = num_keys - j < kRun ? num_keys - j : kRun;
-      to[j / kRun] = run(a.v, value_offset(a, g, p), a.v_ss, a.pages.v_scale, p, j, n, seen, value_copies);
+      to[j / kRun] = run(a.v, value_offset, a.v_ss, a.pages.v_scale, j0, j, n, seen, value_copies);
     }
   }
 
@@ -100,22 +98,25 @@ struct Runs {
     }
   }
 
-  Run<T> run(const void* pool, int64_t offset, int64_t stride, const float* scales, KeyPlace p, int j, int n,
+  template <class Offset>
+  Run<T> run(const void* pool, Offset offset, int64_t stride, const float* scales, int64_t j0, int j, int n,
              const uint8_t* seen, T* copies) const {
-    bool whole = true;
+    KeyPlace p = key_place(a, row, j0 + j);
+    bool whole = n <= p.left;
     if (seen) {
       for (int i = 0; i < n; ++i) whole = whole && seen[j + i];
     }
-    if (!coded() && whole) return {(const T*)pool + offset, stride};
+    if (!coded() && whole) return {(const T*)pool + offset(a, g, p), stride};
     T* out = copies + j * copy_stride;
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < n; ++i, ++p.at, --p.left) {
+      if (p.left == 0) p = key_place(a, row, j0 + j + i);
       T* to = out + i * copy_stride;
       if (seen && !seen[j + i]) {
         __builtin_memset(to, 0, size_t(a.D) * sizeof(T));
       } else if (coded()) {
-        widen_codes((const int8_t*)pool + offset + i * stride, scales[scale_offset(a, g, p) + i], a.D, to);
+        widen_codes((const int8_t*)pool + offset(a, g, p), scales[scale_offset(a, g, p)], a.D, to);
       } else {
-        __builtin_memcpy(to, (const T*)pool + offset + i * stride, size_t(a.D) * sizeof(T));
+        __builtin_memcpy(to, (const T*)pool + offset(a, g, p), size_t(a.D) * sizeof(T));
       }
     }
     return {out, copy_stride};
