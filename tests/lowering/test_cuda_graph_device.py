@@ -1,0 +1,90 @@
+"""How CUDA graphs are asked for, on a torch.cuda that only takes notes: pools, streams, turns, and a failed capture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+
+from qwenopt.lowering.cuda_graph_device import CudaGraphs
+
+
+class Noted:
+    """What was asked of torch.cuda, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.notes: list[Any] = []
+        numbers, notes = count(), self.notes
+
+        class Stream:
+            def __init__(self, *_: Any) -> None:
+                self.number = next(numbers)
+
+            def wait_stream(self, other: Stream) -> None:
+                notes.append(f"{self.number} waits for {other.number}")
+
+        class Graph:
+            def replay(self) -> None:
+                notes.append("replay")
+
+        @contextmanager
+        def graph(_: Any, *, pool: int, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+            assert capture_error_mode == "thread_local", "other threads may go on"
+            notes.append(f"capture in pool {pool} on {stream.number}")
+            yield
+
+        self.make, pools = Stream, count(100)
+        self.current = Stream()
+        fakes: dict[str, Any] = {"Stream": Stream, "CUDAGraph": Graph, "graph": graph}
+        fakes |= {"graph_pool_handle": lambda: next(pools), "current_stream": lambda: self.current}
+        fakes |= {"device": lambda _: nullcontext(), "stream": lambda _: nullcontext()}
+        for name, value in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def taken(self) -> list[Any]:
+        notes = list(self.notes)
+        self.notes.clear()
+        return notes
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
+    return Noted(monkeypatch)
+
+
+def test_graphs_share_a_pool_that_a_first_empty_one_keeps(noted: Noted) -> None:
+    graphs = CudaGraphs(torch.device("cuda:0"))
+    with graphs.turn():
+        assert graphs.warm_up(lambda: 3) == 3
+        assert noted.taken() == ["1 waits for 0", "0 waits for 1"]
+        recording = graphs.capture(lambda: (1,))
+        recording.replay()
+        graphs.capture(lambda: (2,))
+    assert recording.outputs == (1,)
+    assert noted.taken() == [*["capture in pool 100 on 1"] * 2, "replay", "capture in pool 100 on 1"]
+
+
+def test_another_stream_waits_for_the_last(noted: Noted) -> None:
+    graphs = CudaGraphs(torch.device("cuda:0"))
+    for _ in range(2):
+        with graphs.turn():
+            pass
+    assert noted.taken() == []
+    noted.current = noted.make()
+    with graphs.turn():
+        pass
+    assert noted.taken() == ["2 waits for 0"]
+
+
+def test_after_a_failed_capture_nothing_of_it_is_used(noted: Noted) -> None:
+    graphs = CudaGraphs(torch.device("cuda:0"))
+    with graphs.turn():
+        with pytest.raises(ZeroDivisionError):
+            graphs.capture(lambda: 1 // 0)
+        noted.taken()
+        graphs.capture(lambda: ())
+    assert noted.taken() == ["capture in pool 101 on 2"] * 2
