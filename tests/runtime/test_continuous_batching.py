@@ -87,8 +87,8 @@ def results(running: Any, count: int) -> dict[str, list[int]]:
     while len(found) < count:
         result = running.get_result(timeout=1)  # however long it takes: a loaded machine is no error
         if result is None and not running.is_running():
-            cause = running.background_thread_status.fatal_error
-            raise AssertionError(f"the generation ended after {found}") from cause
+            why = running.background_thread_status.fatal_error
+            raise AssertionError(f"the generation ended after {found}") from why
         if result is not None:
             assert result.error is None, result.error
             found[result.request_id] = result.generated_tokens

@@ -1,6 +1,6 @@
 // Where keys and values lie: runs of 16, each at a place of its own, so that one kernel reads rows that lie as one
-// piece and rows in pages. A run is copied first where it holds int8, lies in several pages, or holds keys of pages that
-// nobody may see: these may never have been written, and a NaN times a probability of zero is a NaN.
+// piece and rows in pages. A run is copied first where it holds int8, lies in several pages, or holds keys of pages
+// that nobody may see: these may never have been written, and a NaN times a probability of zero is a NaN.
 #pragma once
 
 #include "attention_mask.h"
