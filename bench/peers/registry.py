@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.peers.eager import Eager
+from bench.peers.generate import Generate
 from bench.peers.inductor import Inductor, InductorFreezing
 from bench.peers.llama_cpp import LlamaCpp
 from bench.peers.openvino import OpenVino
@@ -15,5 +16,15 @@ OURS = Ours.name
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
-    for peer in (Ours(), Eager(), Inductor(), InductorFreezing(), Zentorch(), LlamaCpp(), OpenVino(), Vllm())
+    for peer in (
+        Ours(),
+        Generate(),
+        Eager(),
+        Inductor(),
+        InductorFreezing(),
+        Zentorch(),
+        LlamaCpp(),
+        OpenVino(),
+        Vllm(),
+    )
 }
