@@ -40,7 +40,7 @@ def record(steps: Steps, node: Node, args: tuple[Any, ...], kwargs: dict[str, An
     if name == "getitem" and isinstance(args[0], tuple):
         return operator.getitem(*args)
     if name in _VIEWS and isinstance(args[0], Array):
-        if isinstance(args[0].shape[0], Size) and isinstance(args[1], slice):
+        if name == "getitem" and isinstance(args[1], slice) and isinstance(args[0].shape[0], Size):
             return _part(*args)
         return _view(node, args, kwargs)
     handler = _HANDLERS.get(str(name))

@@ -206,13 +206,13 @@ def test_failure_while_raising_falls_back_or_raises_under_strict(
         run(tiny_model("0.6B"), strict=True)
 
 
-def test_half_precision_runs_on_the_reference_and_says_so() -> None:
-    wanted, found = run(tiny_model("0.6B", torch.float16))
+def test_double_precision_runs_on_the_reference_and_says_so() -> None:
+    wanted, found = run(tiny_model("0.6B", torch.float64))
     assert torch.equal(found, wanted), "the reference is eager's own arithmetic"
     report = qwenopt.last_report()
     assert len(report.fallbacks) == len(report.sites) > 0
     if native.why_not() is None:
-        assert all("float16" in s.fallback for s in report.fallbacks)
+        assert all("float64" in s.fallback for s in report.fallbacks)
 
 
 def test_head_dim_without_a_kernel_runs_on_the_reference_and_says_so() -> None:

@@ -217,10 +217,10 @@ def test_expert_id_out_of_range_is_named(bad: int, way: str) -> None:
 
 
 def test_choice_says_why_each_provider_was_passed_over() -> None:
-    gate = torch.ones(2, 4, dtype=torch.float16)
+    gate = torch.ones(2, 4, dtype=torch.float64)
     choice = SILU_MUL.choose((gate, gate))
     assert choice.provider is None
-    wanted = "dtype torch.float16" if native.why_not() is None else str(native.why_not())
+    wanted = "dtype torch.float64" if native.why_not() is None else str(native.why_not())
     assert f"cpu: {wanted}" in choice.reason
 
 
