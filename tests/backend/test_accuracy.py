@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qwenopt
+from qwenopt import native
 from qwenopt.backend import compile_graph
 from qwenopt.testing.decode import make_cache, one_thread, prompt
 from qwenopt.testing.models import tiny_model
@@ -44,6 +45,7 @@ def test_bfloat16_logits_of_inductor_lowering_are_as_accurate_as_eager(name: str
     check_accuracy(name, 1, "inductor")
 
 
+@pytest.mark.skipif(not native.available(), reason=f"no native module: {native.why_not()}")
 @pytest.mark.parametrize("name", ["1.7B", "30B-A3B"])
 def test_float16_has_a_kernel_everywhere_and_is_as_accurate_as_eager(name: str) -> None:
     torch.compiler.reset()
