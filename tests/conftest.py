@@ -41,9 +41,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def isolated() -> Iterator[None]:
-    """Seed before the test; afterwards drop what Dynamo compiled, if it was used at all."""
+    """Seed before the test; afterwards drop what Dynamo compiled, if it was used at all, and the reports.
+
+    Dynamo's reset drops the reports of backends that it knows; a test may call the backend itself.
+    """
     random.seed(0)
     torch.manual_seed(0)
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+    if "qwenopt.report" in sys.modules:
+        sys.modules["qwenopt.report"].clear()
