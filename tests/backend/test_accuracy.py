@@ -45,7 +45,6 @@ def test_bfloat16_logits_of_inductor_lowering_are_as_accurate_as_eager(name: str
     check_accuracy(name, 1, "inductor")
 
 
-@pytest.mark.skipif(not native.available(), reason=f"no native module: {native.why_not()}")
 @pytest.mark.parametrize("name", ["1.7B", "30B-A3B"])
 def test_float16_has_a_kernel_everywhere_and_is_as_accurate_as_eager(name: str) -> None:
     torch.compiler.reset()
@@ -56,8 +55,9 @@ def test_float16_has_a_kernel_everywhere_and_is_as_accurate_as_eager(name: str) 
     assert [len(row) for row in out.replies] == [4, 4]
     report = qwenopt.last_report()
     assert len(report.graphs) == 4, "prefill and decode, by calls and by generate"
-    assert all(g.lowering == "direct" and g.plan_steps for g in report.graphs)
-    assert not report.fallbacks
+    assert all(g.lowering == "direct" for g in report.graphs)
+    assert bool(report.fallbacks) != native.available(), "every op has a kernel, or none has"
+    assert all(bool(g.plan_steps) == native.available() for g in report.graphs)
     assert not report.misses
 
 

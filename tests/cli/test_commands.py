@@ -45,8 +45,9 @@ def test_demo_fails_when_tokens_differ(
     monkeypatch.setattr(stream, "greedy", other_tokens)
     assert cli.main(["demo", "--model", str(checkpoint)]) == 1
     assert "DIFFERENT from eager's from token 2 on" in capsys.readouterr().out
-    assert cli.main(["demo", "--model", str(checkpoint), "--dtype", "float16"]) == 0
-    assert "In float16 that is no error" in capsys.readouterr().out
+    for dtype in ("bfloat16", "float16"):
+        assert cli.main(["demo", "--model", str(checkpoint), "--dtype", dtype]) == 0
+        assert f"In {dtype} that is no error" in capsys.readouterr().out
 
 
 def test_demo_refuses_before_it_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

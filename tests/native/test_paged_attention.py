@@ -5,7 +5,7 @@ import torch
 
 from qwenopt.testing.paged import Rows, exact, in_pages, order_bias
 
-PAGE_SIZES = [16, 32, 64, 256, 1, 24]
+PAGE_SIZES = [16, 32, 48, 64, 256, 1, 24]
 
 
 def random_rows(check, lengths, groups, dim, dtype, page_size, coded=False, hidden=()):

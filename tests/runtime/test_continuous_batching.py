@@ -188,10 +188,10 @@ def test_under_inductor_no_pool_is_copied_and_one_graph_serves_every_batch_and_c
         assert by_batches(model, prompts, max_batch_tokens=7, max_requests_per_batch=2, num_blocks=99) == wanted
     (code,) = codes  # no second compile
     assert copied_pools(code) == []
-    if not native.available():
-        return
-    assert len(list(pool_calls(code))) == 2 * 2
-    assert {site.provider for site in qwenopt.last_report().graphs[-1].sites} == {"cpu"}
+    # Of two layers each; without kernels attention is inlined, and kv_append stays the op that it is.
+    assert len(list(pool_calls(code))) == (2 * 2 if native.available() else 2)
+    providers = {site.provider for site in qwenopt.last_report().graphs[-1].sites}
+    assert providers == {"cpu" if native.available() else "reference"}
 
 
 @needs_psutil
@@ -224,7 +224,7 @@ def test_the_demo_model(compiled: bool, dtype: torch.dtype) -> None:
         qwenopt.compile(model, lowering="direct")
     with use_continuous_batching(model):
         assert by_batches(model, prompts, page_size=32) == wanted
-    assert not native.available() or not qwenopt.last_report().fallbacks
+    assert bool(qwenopt.last_report().fallbacks) == (compiled and not native.available())
 
 
 @needs_psutil
