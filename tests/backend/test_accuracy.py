@@ -55,10 +55,12 @@ def test_float16_has_a_kernel_everywhere_and_is_as_accurate_as_eager(name: str) 
     assert [len(row) for row in out.replies] == [4, 4]
     report = qwenopt.last_report()
     assert len(report.graphs) == 4, "prefill and decode, by calls and by generate"
-    assert all(g.lowering == "direct" for g in report.graphs)
-    assert bool(report.fallbacks) != native.available(), "every op has a kernel, or none has"
-    assert all(bool(g.plan_steps) == native.available() for g in report.graphs)
     assert not report.misses
+    if native.available():
+        assert all(g.lowering == "direct" and g.plan_steps for g in report.graphs)
+        assert not report.fallbacks
+    else:
+        assert len(report.fallbacks) == len(report.sites), "without kernels every op is its reference"
 
 
 def check_accuracy(
