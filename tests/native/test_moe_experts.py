@@ -70,7 +70,9 @@ def test_error_is_no_larger_than_of_the_same_steps_in_torch(kernels, check, isa,
             y = (down[expert].float() @ hidden.float()).to(kind)
             steps[t] += (y * weights[t, j]).float()
     out = kernels.on(isa).moe_experts(x, indices, weights, gate_up, down)
-    check.rarely_apart(out, steps.to(kind), 0.02)
+    # A hidden element rounds apart in gate, up or product, sums of 256 terms; one of the 96 then shifts y by about its
+    # share of that sum, 96^-1/2, so 96 of them count 96^1/2 times. Then y itself, and all that for two experts.
+    check.rarely_apart(out, steps.to(kind), 2 * (96**0.5 * 3 * 256**0.5 + 96**0.5))
 
 
 def test_skipped_pairs_and_unused_experts(kernels, check, isa, dtype):

@@ -46,9 +46,9 @@ def test_matches_the_reference(kernels, check, isa, dtype, d, batch_positions):
 def test_16_bits_are_nearly_always_equal(kernels, check, isa, kind):
     q, k, q_weight, k_weight, cos, sin = inputs(check, kind, 1, 64, 16, 8, 128, False)
     q_out, k_out = kernels.on(isa).qk_norm_rope(q, k, q_weight, k_weight, cos, sin, EPS)
-    # A wrong cast order differs in a large share of the elements.
-    check.rarely_apart(q_out, reference(q, q_weight, cos, sin))
-    check.rarely_apart(k_out, reference(k, k_weight, cos, sin))
+    # Of the roundings behind the norm, four are behind the sum: weight, two products with the angle, and their sum.
+    check.rarely_apart(q_out, reference(q, q_weight, cos, sin), 4 * 128**0.5)
+    check.rarely_apart(k_out, reference(k, k_weight, cos, sin), 4 * 128**0.5)
 
 
 def test_strides(kernels, check, isa, dtype):

@@ -25,8 +25,7 @@ def test_matches_the_reference(kernels, check, isa, dtype, shape):
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bits_are_nearly_always_equal(kernels, check, isa, kind):
     x, weight = check.randn(64, 1024, dtype=kind), check.randn(1024, dtype=kind)
-    # A wrong cast order differs in a third of the elements; another order of summation in about 1 of 10^4.
-    check.rarely_apart(kernels.on(isa).rms_norm(x, weight, EPS), reference(x, weight))
+    check.rarely_apart(kernels.on(isa).rms_norm(x, weight, EPS), reference(x, weight), 1024**0.5)
 
 
 def test_strided_rows_and_offset(kernels, check, isa, dtype):
