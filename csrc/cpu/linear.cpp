@@ -65,11 +65,11 @@ TilePlan plan_tiles(int64_t, int64_t, int64_t, int) { return {}; }
 
 // In floats, where the type has no products of its own: from here on widening the weights once costs less than with
 // each use.
-constexpr int64_t kOuterRows = 33;
-constexpr int64_t kOuterBlock = 512;  // rows of x packed at a time: 6 MB at K = 3072, read from L3
+constexpr int64_t kFloatRows = 33;
+constexpr int64_t kFloatBlock = 512;  // rows of x packed at a time: 6 MB at K = 3072, read from L3
 
 bool in_floats(int64_t M, int64_t K, int dtype, int isa) {
-  return (isa == kAvx2 || isa == kAvx512) && dtype != kFloat32 && M >= kOuterRows && K > 0;
+  return (isa == kAvx2 || isa == kAvx512) && dtype != kFloat32 && M >= kFloatRows && K > 0;
 }
 
 struct OuterPlan {
@@ -79,7 +79,7 @@ struct OuterPlan {
 
 OuterPlan plan_floats(int64_t M, int64_t N, int64_t K, int threads) {
   OuterPlan p;
-  const int64_t groups = ceil_div(M < kOuterBlock ? M : kOuterBlock, kLinearPackRows);
+  const int64_t groups = ceil_div(M < kFloatBlock ? M : kFloatBlock, kLinearPackRows);
   p.cols = kLinearCols;
   p.num_cols = ceil_div(N, p.cols);
   // Many threads and few columns: rows are shared out, too.
@@ -148,9 +148,9 @@ struct LinearStep {
     float* sums = reinterpret_cast<float*>(packed + outer.packed_bytes + team.id * outer.sum_bytes);
     const int64_t items = outer.num_rows * outer.num_cols;
     int64_t item = team.id < members ? counter.take() : 0, first = 0;
-    for (int64_t m = 0; m < args.M; m += kOuterBlock, first += items) {
+    for (int64_t m = 0; m < args.M; m += kFloatBlock, first += items) {
       LinearArgs block = args;
-      block.M = args.M - m < kOuterBlock ? args.M - m : kOuterBlock;
+      block.M = args.M - m < kFloatBlock ? args.M - m : kFloatBlock;
       block.x = static_cast<const char*>(args.x) + m * args.x_stride * dtype_bytes(args.dtype);
       block.out = static_cast<char*>(args.out) + m * args.out_stride * dtype_bytes(args.dtype);
       int64_t begin, end;

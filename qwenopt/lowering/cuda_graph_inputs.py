@@ -56,11 +56,11 @@ class Inputs:
 
     def written_memory(self, args: Sequence[Any]) -> frozenset[int]:
         """Where the storages that the call writes to begin."""
-        return frozenset(_begin(args[i]) for i in self.written)
+        return frozenset(storage_begin(args[i]) for i in self.written)
 
     def overlap(self, args: Sequence[Any], memory: frozenset[int]) -> bool:
         """Whether a tensor to be copied lies in memory that the call writes to: its copy would miss the writes."""
-        return bool(memory) and any(_begin(args[i]) in memory for i in self.copied)
+        return bool(memory) and any(storage_begin(args[i]) in memory for i in self.copied)
 
 
 def _written_memory(nodes: Iterable[Node]) -> frozenset[int]:
@@ -82,5 +82,6 @@ def _value(value: Any) -> Hashable:
     return (value.dtype, value.item()) if isinstance(value, Tensor) else value
 
 
-def _begin(t: Tensor) -> int:
+def storage_begin(t: Tensor) -> int:
+    """Where the memory that a tensor lies in begins."""
     return t.untyped_storage().data_ptr()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qwenopt.lowering.cuda_graph_inputs import storage_begin
+
 ALONE = -1
 
 
@@ -32,7 +34,7 @@ class Outputs:
     @classmethod
     def of(cls, results: Sequence[Any], given: Sequence[Any], inputs: Sequence[int]) -> Outputs:
         """Sort the results of a call; `given` are its arguments; those numbered `inputs` may be seen in the results."""
-        owner = {_begin(given[i]): i for i in inputs}
+        owner = {storage_begin(given[i]): i for i in inputs}
         groups: dict[tuple[int, torch.dtype], int] = {}
         return cls(tuple(_place(result, given, owner, groups) for result in results))
 
@@ -62,7 +64,7 @@ def _place(
         return None
     if not result.numel():
         return ALONE
-    begin = _begin(result)
+    begin = storage_begin(result)
     if begin not in owner:
         return groups.setdefault((begin, result.dtype), len(groups))
     source = given[owner[begin]]
@@ -74,7 +76,3 @@ def _place(
 def _whole(t: Tensor) -> Tensor:
     """All of the memory that a tensor lies in, in elements of its dtype."""
     return t.as_strided((t.untyped_storage().nbytes() // t.element_size(),), (1,), 0)
-
-
-def _begin(t: Tensor) -> int:
-    return t.untyped_storage().data_ptr()

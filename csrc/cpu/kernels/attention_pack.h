@@ -64,12 +64,6 @@ static inline void store_halves(const float* sums, int64_t padded, float* out) {
 }
 #endif
 
-// Row of T -> row of floats, zeros up to a whole vector.
-template <class T>
-static inline void widen_row(const T* from, int64_t n, float* to) {
-  for (int64_t d = 0; d < n; d += W) store(to + d, load_upto(from + d, n - d));
-}
-
 // keys [num_keys, D] -> out[word][kKeyBlock], keys past num_keys zero. Values from j0 on are asked for meanwhile.
 template <class T>
 static inline void pack_keys(const Run<T>* keys, int num_keys, int64_t D, uint32_t* out, const Runs<T>& runs,

@@ -1,7 +1,7 @@
 // linear for many rows where T has no instruction of its own: T widened to floats once for many products.
 //
 // x is packed with its rows in the lanes, so that a weight row is the broadcast operand as it lies: weights need only
-// be widened, kOuterDepth of k at a time, and are then used for every row of x. An element is summed over k in one
+// be widened, kLinearDepth of k at a time, and are then used for every row of x. An element is summed over k in one
 // order, wherever its row lies, so a row's bits do not depend on its neighbours.
 #pragma once
 
@@ -31,8 +31,7 @@ static inline void pack_panel(const T* x, int64_t stride, int64_t rows, int64_t 
     const uint32_t* row[W];
     for (int i = 0; i < W; ++i) {
       float* to = wide + i * kLinearDepth;
-      const T* from = x + (m + i) * stride;
-      for (int64_t k = 0; i < here && k < cols; k += W) store(to + k, load_upto(from + k, cols - k));
+      if (i < here) widen_row(x + (m + i) * stride, cols, to);
       row[i] = (const uint32_t*)to;
     }
     for (int64_t k = 0; k < cols; k += W) {
@@ -58,10 +57,8 @@ static inline void pack_units(const LinearArgs& a, int64_t unit0, int64_t unit1)
 template <class T>
 static inline void widen_weights(const T* weight, int64_t stride, int64_t rows, int64_t cols, float* out) {
   for (int64_t n = 0; n < rows; ++n, weight += stride, out += kLinearDepth) {
-    for (int64_t k = 0; k < cols; k += W) {
-      store(out + k, load_upto(weight + k, cols - k));
-      __builtin_prefetch(weight + k + kLinearDepth, 0, 2);
-    }
+    for (int64_t k = 0; k < cols; k += W) __builtin_prefetch(weight + k + kLinearDepth, 0, 2);
+    widen_row(weight, cols, out);
   }
 }
 
@@ -89,7 +86,7 @@ template <class T>
 static inline void outer_columns(const LinearArgs& a, const LinearBlock& b) {
   const int64_t cols = b.n1 - b.n0;
   float* weights = b.sums;
-  float* sums = weights + kLinearCols * kLinearDepth - b.m0 * cols;
+  float* sums = weights + kLinearCols * kLinearDepth;
   float ones[kLinearCols];
   for (float& one : ones) one = 1.0f;
   for (int64_t k = 0; k < a.K; k += kLinearDepth) {
@@ -98,13 +95,13 @@ static inline void outer_columns(const LinearArgs& a, const LinearBlock& b) {
     for (int64_t m = b.m0; m < b.m1; m += kLanes) {
       const int64_t lanes = b.m1 - m < kLanes ? (b.m1 - m + W - 1) / W * W : kLanes;
       outer_block<float>(int(cols), (const uint32_t*)weights, kLinearDepth,
-                         (const uint32_t*)packed_panel(a, k, m / kLanes), kLanes, lanes, steps, sums + m * cols, kLanes,
-                         k > 0 ? ones : nullptr);
+                         (const uint32_t*)packed_panel(a, k, m / kLanes), kLanes, lanes, steps,
+                         sums + (m - b.m0) * cols, kLanes, k > 0 ? ones : nullptr);
     }
   }
   const T* bias = a.bias ? (const T*)a.bias + b.n0 : nullptr;
   for (int64_t m = b.m0; m < b.m1; m += kLanes) {
-    finish_panel(sums + m * cols, bias, b.m1 - m < kLanes ? b.m1 - m : kLanes, cols,
+    finish_panel(sums + (m - b.m0) * cols, bias, b.m1 - m < kLanes ? b.m1 - m : kLanes, cols,
                  (T*)a.out + m * a.out_stride + b.n0, a.out_stride);
   }
 }

@@ -9,6 +9,12 @@
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
 
+// Row of T -> row of floats, zeros up to a whole vector.
+template <class T>
+static inline void widen_row(const T* from, int64_t n, float* to) {
+  for (int64_t d = 0; d < n; d += W) store(to + d, load_upto(from + d, n - d));
+}
+
 // The type that a product of T is computed in, and how many of them one word holds.
 template <class T>
 struct Compute {
