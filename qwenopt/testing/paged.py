@@ -22,7 +22,10 @@ def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Rows:
-    """Keys and values of rows, [G, length, D] each, and the pools and the table that hold them."""
+    """Keys and values of rows, [G, length, D] each, and the pools and the table that hold them.
+
+    Where the pools hold codes these are codes times scales, in float32: kernels may round that to a dtype or not.
+    """
 
     pools: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
     table: Tensor
@@ -59,11 +62,11 @@ def in_pages(
         page, place = table[r].long()[at // page_size], at % page_size
         for x, pool, scale, to in zip((keys[r], values[r]), pools[:2], pools[2:], found, strict=True):
             tokens = x[:, first:].transpose(0, 1)
-            read = x.clone()
+            read = x.float() if coded else x.clone()
             if coded:
                 codes, scales = quantized(tokens)
                 pool[page, :, place], scale[page, :, place] = codes, scales
-                read[:, first:] = (codes.float() * scales[..., None]).to(x.dtype).transpose(0, 1)
+                read[:, first:] = (codes.float() * scales[..., None]).transpose(0, 1)
             else:
                 pool[page, :, place] = tokens
             to.append(read)

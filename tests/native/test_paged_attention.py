@@ -6,6 +6,7 @@ import torch
 from qwenopt.testing.paged import Rows, exact, in_pages, order_bias
 
 PAGE_SIZES = [16, 32, 48, 64, 256, 1, 24]
+FEW_ROWS = 8  # of queries and of heads of a group, up to which codes are multiplied as they are
 
 
 def random_rows(check, lengths, groups, dim, dtype, page_size, coded=False, hidden=()):
@@ -26,6 +27,8 @@ def packed_queries(check, rows: Rows, queries, heads, dtype, padding=0):
 def close(check, out, q, k, v, bias):
     """Queries [H, n, D] of one row: what rounding allows, as in test_attention."""
     d, dtype = q.shape[-1], q.dtype
+    if k.dtype != dtype and q.shape[0] // k.shape[0] * q.shape[1] > FEW_ROWS:
+        k, v = k.to(dtype), v.to(dtype)  # codes times scales are made numbers of the dtype where many rows need them
     expected, size, score_size = exact(q, k, v, bias, d**-0.5)
     extra = 4 * (2 * (d + 8) * check.unit(torch.float32)) * (score_size + 1)
     extra = extra + (check.unit(torch.bfloat16) if dtype == torch.bfloat16 else 0)

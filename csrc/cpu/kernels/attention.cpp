@@ -1,9 +1,9 @@
 #include "attention.h"
 
+#include "attention_few_floats.h"
 #include "attention_mask.h"
 #include "attention_pack.h"
 #include "attention_rows.h"
-#include "dot_block.h"
 #if defined(QWENOPT_ISA_AMX)
 #include "attention_coded.h"
 #endif
@@ -11,9 +11,6 @@
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
 namespace {
-
-// Below this many rows the keys are read in place by dot products; from here on a packed copy pays.
-constexpr int kPackedRows = 8;
 
 template <class T>
 struct Work {
@@ -62,7 +59,8 @@ struct Block {
   const Runs<T> runs;
   const T* query[kQueryRows];
   Order order[kQueryRows];
-  int64_t behind;  // a block before this key holds keys behind the window of some row
+  bool halves = kInTiles;  // sums lie as tiles leave them: see store_halves
+  int64_t behind;          // a block before this key holds keys behind the window of some row
   Visible visible[kQueryRows];
   uint8_t seen[kMostKeys];
 
@@ -75,8 +73,6 @@ struct Block {
         rows(int((item.q1 - item.q0) * (args.H / args.G))),
         runs{args, item.row, item.g, w.key_copies, w.value_copies, w.padded},
         behind(0) {}
-
-  bool packed() const { return rows >= kPackedRows; }
 
   void start() {
     if (kInTiles) {  // whole vectors of rows, so that no lane holds what slows arithmetic
@@ -92,8 +88,8 @@ struct Block {
       }
       order[i] = {key_first(a, s), key_limit(a, s)};
       if (order[i].first > behind) behind = order[i].first;
-      if (kInTiles) continue;
-      if (packed()) pack_query(query[i], a.D, w.queries + i * w.padded);
+      if (kInTiles || rows <= kFewRows) continue;
+      pack_query(query[i], a.D, w.queries + i * w.padded);
       w.maximum[i] = kMinusInfinity;
       w.total[i] = 0.0f;
       for (int64_t d = 0; d < w.padded; d += W) store(w.sums + i * w.padded + d, zero());
@@ -146,68 +142,47 @@ struct Block {
     return seen;
   }
 
-  // Reads of keys and values alternate. Each is asked for while the other is worked on, so that memory is never idle.
-  void key_block(int64_t j0, int num_keys) {
-    const int64_t left = it.k1 - j0 - kKeyBlock;
-    const int num_next = left < 0 ? 0 : left < kKeyBlock ? int(left) : kKeyBlock;
-    const uint8_t* any = seen_keys(j0, num_keys);
-    Run<T> keys[kMostRuns], values[kMostRuns];
-    runs.keys(j0, num_keys, any, keys);
-    if (packed()) {
-      packed_block(j0, num_keys, keys, any, values, num_next);
-    } else {
-      direct_block(j0, num_keys, keys, any, values, num_next);
-    }
+  // Keys as they come of blocks of `size`, and the first `then` of the next item.
+  KeyStream stream(int64_t size, int64_t then) const {
+    const int64_t element_bytes = runs.coded() ? 1 : int64_t(sizeof(T));
+    KeyStream next{a,           it.row,    it.g,          it.heads,   element_bytes, element_bytes * a.D, size, it.k1,
+                   it.next_row, it.next_g, it.next_heads, it.next_k0, then};
+    next.start(it.k0, it.asked);
+    return next;
+  }
+  int64_t first_of_next(int64_t size) const { return it.next_k1 - it.next_k0 < size ? it.next_k1 - it.next_k0 : size; }
+
+  void in_floats() {
+    if (rows > kFewRows) return many_in_floats();
+    if (runs.coded()) return coded_in_floats();
+    few_in_floats();
   }
 
-#if defined(QWENOPT_ISA_AMX)
-  void tile_blocks() {
-    const int64_t size = rows <= kFewRows ? kKeyBlock : kTileKeys;
-    const int64_t then = it.next_k1 - it.next_k0 < size ? it.next_k1 - it.next_k0 : size;
-    const int64_t element_bytes = runs.coded() ? 1 : 2;
-    KeyStream next{a,     it.row,      it.g,      it.heads,      element_bytes, element_bytes * a.D,        size,
-                   it.k1, it.next_row, it.next_g, it.next_heads, it.next_k0,    rows <= kFewRows ? then : 0};
-    TileAttention tiles{a,         it.b,    it.g,      it.q0,    group,  rows,   order,
-                        w.queries, w.keys,  w.values,  w.scores, w.bias, w.sums, (bf16*)w.probs,
-                        w.maximum, w.total, w.rescale, w.padded, next,   behind, {}};
-    next.start(it.k0, it.asked);
-    if (CodedRows::fits(a, rows)) {
-      tiles_begin();
-      coded_blocks(tiles);
-    } else if (rows <= kFewRows) {
-      few_tiles_begin();
-      few_blocks(tiles);
-    } else {
-      tiles_begin();
-      many_blocks(tiles);
-      finish(0, w.sums, w.maximum, w.total);
-    }
-    tiles_end();
+  void few_in_floats() {
+    KeyStream next = stream(kKeyBlock, first_of_next(kKeyBlock));
+    FewFloats<T, T> few{a, rows, w.padded, w.queries, w.sums, w.scores, next};
+    heads_in_turn(few, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
+      Run<T> keys[kMostRuns], values[kMostRuns];
+      own.keys(j0, num_keys, any, keys);
+      own.values(j0, num_keys, any, values);
+      few.few_keys(j0, num_keys, keys, values, visible, bias, nullptr, nullptr);
+    });
+  }
+  void coded_in_floats() {
+    halves = false;
+    KeyStream next = stream(kKeyBlock, first_of_next(kKeyBlock));
+    FewFloats<T, int8_t> few{a, rows, w.padded, w.queries, w.sums, w.scores, next};
+    heads_in_turn(few, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
+      Run<int8_t> keys[kMostRuns], values[kMostRuns];
+      alignas(64) float key_scale[kKeyBlock], value_scale[kKeyBlock];
+      own.codes(j0, num_keys, any, keys, values, key_scale, value_scale);
+      few.few_keys(j0, num_keys, keys, values, visible, bias, key_scale, value_scale);
+    });
   }
 
   // A block ahead of what is worked on: of several heads the first one needs a part of every page.
   void ask_first(KeyStream& next) const {
     if (!it.asked) next.rows(int(it.heads > 1 ? 2 * it.heads : 1) * kKeyBlock);
-  }
-
-  void few_blocks(const TileAttention& tiles) {
-    FewRows few(tiles, it.heads);
-    heads_in_turn(few, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
-      Run<T> keys[kMostRuns], values[kMostRuns];
-      own.keys(j0, num_keys, any, keys);
-      own.values(j0, num_keys, any, values);
-      few.few_keys(j0, num_keys, keys, values, visible, bias);
-    });
-  }
-
-  void coded_blocks(const TileAttention& tiles) {
-    CodedRows coded(tiles, it.heads);
-    heads_in_turn(coded, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
-      Run<int8_t> keys[kMostRuns], values[kMostRuns];
-      const float* scales[2 * kMostRuns];
-      own.codes(j0, num_keys, keys, values, scales);
-      coded.coded_keys(j0, num_keys, keys, values, scales, any, visible, bias);
-    });
   }
 
   // Every block of keys by all heads of the item, before the next block.
@@ -228,17 +203,67 @@ struct Block {
         few.select(h);
         attend(j0, num_keys, runs.of_head(it.g + h), any, bias);
       }
-      few.started[0] = true;
+      few.went_on();
     }
     few.next.rows(int(2 * it.heads) * kKeyBlock);
     for (int64_t h = 0; h < it.heads; ++h) {
       few.select(h);
       few.end();
-      finish(h, few.sums, few.maximum, few.total);
+      finish(h, few.sums, few.maximums(), few.totals());
     }
   }
 
-  void many_blocks(TileAttention& tiles) {
+  // Reads of keys and values alternate. Each is asked for while the other is worked on, so that memory is never idle.
+  void many_in_floats() {
+    for (int64_t j0 = it.k0; j0 < it.k1; j0 += kKeyBlock) {
+      const int num_keys = it.k1 - j0 < kKeyBlock ? int(it.k1 - j0) : kKeyBlock;
+      if (look(j0, num_keys)) packed_block(j0, num_keys);
+    }
+    finish(0, w.sums, w.maximum, w.total);
+  }
+
+#if defined(QWENOPT_ISA_AMX)
+  void in_tiles() {
+    if (runs.coded() && rows <= kFewRows && !CodedRows::fits(a, rows)) return coded_in_floats();
+    const int64_t size = rows <= kFewRows ? kKeyBlock : kTileKeys;
+    KeyStream next = stream(size, rows <= kFewRows ? first_of_next(size) : 0);
+    TileAttention tiles{a,         it.b,    it.g,      it.q0,    group,  rows,   order,
+                        w.queries, w.keys,  w.values,  w.scores, w.bias, w.sums, (bf16*)w.probs,
+                        w.maximum, w.total, w.rescale, w.padded, next,   behind, {}};
+    if (CodedRows::fits(a, rows)) {
+      tiles_begin();
+      coded_in_tiles(tiles);
+    } else if (rows <= kFewRows) {
+      few_tiles_begin();
+      few_in_tiles(tiles);
+    } else {
+      tiles_begin();
+      many_in_tiles(tiles);
+      finish(0, w.sums, w.maximum, w.total);
+    }
+    tiles_end();
+  }
+
+  void few_in_tiles(const TileAttention& tiles) {
+    FewRows few(tiles, it.heads);
+    heads_in_turn(few, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
+      Run<T> keys[kMostRuns], values[kMostRuns];
+      own.keys(j0, num_keys, any, keys);
+      own.values(j0, num_keys, any, values);
+      few.few_keys(j0, num_keys, keys, values, visible, bias);
+    });
+  }
+
+  void coded_in_tiles(const TileAttention& tiles) {
+    CodedRows coded(tiles, it.heads);
+    heads_in_turn(coded, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
+      Run<int8_t> keys[kMostRuns], values[kMostRuns];
+      own.codes(j0, num_keys, any, keys, values, coded.key_scale, coded.value_scale);
+      coded.coded_keys(j0, num_keys, keys, values, visible, bias);
+    });
+  }
+
+  void many_in_tiles(TileAttention& tiles) {
     tiles.pack_queries(query);
     for (int64_t j0 = it.k0, j1; j0 < it.k1; j0 = j1) {
       j1 = (j0 / kTileKeys + 1) * kTileKeys;
@@ -254,37 +279,15 @@ struct Block {
   }
 #endif
 
-  // What dot_block asks for beyond its run. Rows of one piece go on there; where the next run lies elsewhere, the lines
-  // that it asks for a fixed distance ahead are made those that it is reading.
-  const T* after(const Run<T>& run, int n) const {
-    if (!a.pages.table || rows > kStreamRows) return run.row + n * run.stride;
-    return run.row + n * run.stride - kAheadBytes / int64_t(sizeof(T));
-  }
-
-  void direct_block(int64_t j0, int num_keys, const Run<T>* keys, const uint8_t* any, Run<T>* values, int num_next) {
-    for (int j = 0; j < num_keys; j += kRun) {
-      const int n = num_keys - j < kRun ? num_keys - j : kRun;
-      const Run<T>& run = keys[j / kRun];
-      runs.ask_values(j0 + j, n);
-      dot_block<T>(query, rows, run.row, run.stride, n, a.D, w.scores + j, kKeyBlock, after(run, n));
-    }
-    softmax(num_keys, w.scores);
-    runs.values(j0, num_keys, any, values);
-    for (int j = 0; j < num_keys; j += kRun) {
-      const int n = num_keys - j < kRun ? num_keys - j : kRun;
-      const Run<T>& run = values[j / kRun];
-      if (j < num_next) runs.ask_keys(j0 + kKeyBlock + j, num_next - j < kRun ? num_next - j : kRun);
-      add_values_rows(rows, w.scores + j, run.row, run.stride, n, a.D, w.sums, w.padded, w.rescale);
-      if (j == 0) {
-        for (int i = 0; i < rows; ++i) w.rescale[i] = 1.0f;
-      }
-    }
-  }
-
-  void packed_block(int64_t j0, int num_keys, const Run<T>* keys, const uint8_t* any, Run<T>* values, int num_next) {
+  void packed_block(int64_t j0, int num_keys) {
     using C = typename Compute<T>::Type;
     constexpr int kPack = Compute<T>::PACK;
     const int whole = (num_keys + W - 1) / W * W;
+    const int64_t left = it.k1 - j0 - kKeyBlock;
+    const int num_next = left < 0 ? 0 : left < kKeyBlock ? int(left) : kKeyBlock;
+    const uint8_t* any = seen_keys(j0, num_keys);
+    Run<T> keys[kMostRuns], values[kMostRuns];
+    runs.keys(j0, num_keys, any, keys);
     pack_keys(keys, num_keys, a.D, w.keys, runs, j0);
     outer_block<C>(rows, w.queries, w.padded, w.keys, kKeyBlock, whole, a.D / kPack, w.scores, kKeyBlock, nullptr);
     softmax(num_keys, w.probs);
@@ -317,13 +320,15 @@ struct Block {
 
   void store_sums(const float* sums, float* to) const {
 #if defined(QWENOPT_ISA_AMX)
-    if constexpr (kInTiles) return store_halves(sums, w.padded, to);
+    if (halves) return store_halves(sums, w.padded, to);
 #endif
     for (int64_t d = 0; d < w.padded; d += W) store(to + d, load(sums + d));
   }
   void store_output(const float* sums, F inverse, T* out) const {
 #if defined(QWENOPT_ISA_AMX)
-    if constexpr (kInTiles) return store_halves(sums, inverse, a.D, out);
+    if constexpr (kInTiles) {
+      if (halves) return store_halves(sums, inverse, a.D, out);
+    }
 #endif
     for (int64_t d = 0; d < a.D; d += W) store_upto(out + d, mul(load(sums + d), inverse), a.D - d);
   }
@@ -333,17 +338,11 @@ template <class T>
 void run(const AttentionArgs& a, const AttentionItem& item) {
   Block<T> block(a, item);
   block.start();
-#if defined(QWENOPT_ISA_AMX)
-  if constexpr (sizeof(T) == 2) {
-    block.tile_blocks();
-    return;
+  if constexpr (Block<T>::kInTiles) {
+    block.in_tiles();
+  } else {
+    block.in_floats();
   }
-#endif
-  for (int64_t j0 = item.k0; j0 < item.k1; j0 += kKeyBlock) {
-    const int num_keys = item.k1 - j0 < kKeyBlock ? int(item.k1 - j0) : kKeyBlock;
-    if (block.look(j0, num_keys)) block.key_block(j0, num_keys);
-  }
-  block.finish(0, block.w.sums, block.w.maximum, block.w.total);
 }
 
 template <class T>

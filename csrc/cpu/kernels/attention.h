@@ -39,8 +39,7 @@ struct AttentionArgs {
 
 // Queries q0..q1 of one batch entry and key/value heads g..g+heads, over keys k0..k1 (k0 a multiple of kKeyBlock) of
 // one row of keys: that of the batch entry, but where queries of many rows are packed into one entry. More than one
-// head: in tiles (AMX, bfloat16) alone, of up to kFewRows rows each, with a mask that is the same for all heads or
-// none.
+// head: of up to kFewRows rows each, with a mask that is the same for all heads or none.
 struct AttentionItem {
   int64_t b, row, g, heads, q0, q1, k0, k1;
   float* partial;          // null: write the output; else QWENOPT_ATTENTION_PARTIAL_FLOATS(D) a row

@@ -21,12 +21,12 @@ static inline void tile_step_codes() {
 
 struct CodedRows : FewRows {
   alignas(64) float prob_scale[kFewRows];
-  alignas(64) float key_scale[kKeyBlock], value_scale[kKeyBlock];
+  alignas(64) float key_scale[kKeyBlock], value_scale[kKeyBlock];  // of the block, for the caller to fill
 
   using FewRows::FewRows;
 
   static bool fits(const AttentionArgs& a, int rows) {
-    return a.pages.k_scale && a.pages.page_size % kRun == 0 && rows <= kFewRows && a.D % kTileCodes == 0;
+    return a.pages.k_scale && rows <= kFewRows && a.D % kTileCodes == 0;
   }
 
   // x times `by` (whole numbers up to kMostPlanes) -> 16 codes of each plane.
@@ -60,28 +60,13 @@ struct CodedRows : FewRows {
     }
   }
 
-  // The 16 scales of a run, 0 where nobody sees the key: what was never written must not count.
-  void copy_scales(const float* from, int n, const uint8_t* seen, float* to) const {
-    F scales = load_n(from, n < W ? n : W);
-    if (n >= W) scales = load(from);
-    if (seen) {
-      const __m128i any = _mm_loadu_si128((const __m128i*)seen);
-      scales = _mm512_maskz_mov_ps(_mm_cmpneq_epi8_mask(any, _mm_setzero_si128()), scales);
-    }
-    store(to, scales);
-  }
-
-  // Keys j0..j0+num_keys of a block; see few_keys. A run has all its 16 rows in the pool, so what lies behind the last
-  // key is read, multiplied, and left out.
-  void coded_keys(int64_t j0, int num_keys, const Run<int8_t>* key, const Run<int8_t>* value,
-                  const float* const* scales, const uint8_t* seen, const Visible* visible,
+  // Keys j0..j0+num_keys of a block; see few_keys. A run has 16 rows that can be read, so what lies behind the last key
+  // is multiplied, and left out.
+  void coded_keys(int64_t j0, int num_keys, const Run<int8_t>* key, const Run<int8_t>* value, const Visible* visible,
                   const float* const* bias_of) {
     const int tiles = (num_keys + kTile - 1) / kTile;
     next.look_ahead_of(j0);
     for (int t = 0; t < tiles; ++t) {
-      const int n = num_keys - t * kTile;
-      copy_scales(scales[2 * t], n, seen ? seen + t * kTile : nullptr, key_scale + t * kTile);
-      copy_scales(scales[2 * t + 1], n, seen ? seen + t * kTile : nullptr, value_scale + t * kTile);
       tile_zero<0>();
       for (int64_t s = 0; s < a.D / kTileCodes; ++s) {
         next.rows(int(16 * kTileCodes / a.D));

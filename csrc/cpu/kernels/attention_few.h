@@ -59,7 +59,7 @@ struct FewRows : TileAttention {
   }
 
   // Keys j0..j0+num_keys, which do not cross a multiple of kKeyBlock. What row i sees of them is visible[i], and what
-  // is added to its scores, where that is some, bias_of[i]. `started` is for the caller to set: it is all heads'.
+  // is added to its scores, where that is some, bias_of[i].
   void few_keys(int64_t j0, int num_keys, const Run<bf16>* key, const Run<bf16>* value, const Visible* visible,
                 const float* const* bias_of) {
     const bool padded_rows = a.D % kTileK != 0;
@@ -163,6 +163,9 @@ struct FewRows : TileAttention {
     }
   }
 
+  void went_on() { started[0] = true; }  // all heads have seen a block
+  const float* maximums() const { return maximum; }
+  const float* totals() const { return total; }
   void begin(const bf16* const* query) const { pack_queries(query); }
   void end() {
     for (int i = 0; i < rows; ++i) total[i] = hsum(load(lane_total + i * W));

@@ -45,21 +45,22 @@ template <class T>
 static inline void widen_codes(const int8_t* codes, float scale, int64_t n, T* out) {
   int64_t d = 0;
 #if defined(QWENOPT_ISA_BF16)
-  const F by = set1(scale);
-  auto four_bytes = [&](const int8_t* at) {
-    return mul(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at))), by);
-  };
   for (; sizeof(T) == 2 && d + 32 <= n; d += 32) {
-    const F low = four_bytes(codes + d), high = four_bytes(codes + d + 16);
+    const F low = mul(load(codes + d), set1(scale)), high = mul(load(codes + d + W), set1(scale));
     _mm512_storeu_si512(out + d, (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
 #endif
-  for (; d + W <= n; d += W) {
-    alignas(64) float wide[W];
-    for (int i = 0; i < W; ++i) wide[i] = float(codes[d + i]) * scale;
-    store(out + d, load(wide));
-  }
+  for (; d + W <= n; d += W) store(out + d, mul(load(codes + d), set1(scale)));
   for (; d < n; ++d) out[d] = from_float<T>(float(codes[d]) * scale);
+}
+
+// The scales of n <= kRun codes (1 behind them), 0 where nobody sees the key: what was never written must not count.
+static inline void copy_scales(const float* from, int n, const uint8_t* seen, float* to) {
+  if (!seen && n >= kRun) {
+    __builtin_memcpy(to, from, kRun * sizeof(float));
+    return;
+  }
+  for (int j = 0; j < kRun; ++j) to[j] = j >= n ? 1.0f : seen && !seen[j] ? 0.0f : from[j];
 }
 
 // The runs of one block of keys, and memory for the copies.
@@ -87,14 +88,36 @@ struct Runs {
     }
   }
 
-  // Codes as they lie, and the addresses of their scales: those of keys, then those of values.
-  void codes(int64_t j0, int num_keys, Run<int8_t>* keys, Run<int8_t>* values, const float** scales) const {
-    for (int r = 0; r * kRun < num_keys; ++r) {
-      const KeyPlace p = key_place(a, row, j0 + r * kRun);
-      keys[r] = {(const int8_t*)a.k + key_offset(a, g, p), a.k_ss};
-      values[r] = {(const int8_t*)a.v + value_offset(a, g, p), a.v_ss};
-      scales[2 * r] = a.pages.k_scale + scale_offset(a, g, p);
-      scales[2 * r + 1] = a.pages.v_scale + scale_offset(a, g, p);
+  // Codes and the scales of each. A run has kRun rows that can be read, where it lies or as a copy.
+  void codes(int64_t j0, int num_keys, const uint8_t* seen, Run<int8_t>* keys, Run<int8_t>* values, float* key_scale,
+             float* value_scale) const {
+    for (int j = 0; j < num_keys; j += kRun) {
+      const int n = num_keys - j < kRun ? num_keys - j : kRun;
+      const uint8_t* any = seen ? seen + j : nullptr;
+      const KeyPlace p = key_place(a, row, j0 + j);
+      if (p.left >= kRun) {
+        keys[j / kRun] = {(const int8_t*)a.k + key_offset(a, g, p), a.k_ss};
+        values[j / kRun] = {(const int8_t*)a.v + value_offset(a, g, p), a.v_ss};
+        copy_scales(a.pages.k_scale + scale_offset(a, g, p), n, any, key_scale + j);
+        copy_scales(a.pages.v_scale + scale_offset(a, g, p), n, any, value_scale + j);
+        continue;
+      }
+      int8_t *key = (int8_t*)key_copies + j * copy_stride, *value = (int8_t*)value_copies + j * copy_stride;
+      keys[j / kRun] = {key, copy_stride};
+      values[j / kRun] = {value, copy_stride};
+      for (int i = 0; i < kRun; ++i, key += copy_stride, value += copy_stride) {
+        key_scale[j + i] = value_scale[j + i] = i < n ? 0.0f : 1.0f;
+        if (i >= n || (any && !any[i])) {
+          __builtin_memset(key, 0, size_t(a.D));
+          __builtin_memset(value, 0, size_t(a.D));
+          continue;
+        }
+        const KeyPlace at = key_place(a, row, j0 + j + i);
+        __builtin_memcpy(key, (const int8_t*)a.k + key_offset(a, g, at), size_t(a.D));
+        __builtin_memcpy(value, (const int8_t*)a.v + value_offset(a, g, at), size_t(a.D));
+        key_scale[j + i] = a.pages.k_scale[scale_offset(a, g, at)];
+        value_scale[j + i] = a.pages.v_scale[scale_offset(a, g, at)];
+      }
     }
   }
 

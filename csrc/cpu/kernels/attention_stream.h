@@ -58,7 +58,7 @@ struct KeyStream {
     if (a.pages.k_scale) {
       const float* scales = (on_values ? a.pages.v_scale : a.pages.k_scale) + scale_offset(a, g, p);
       for (int64_t h = 0; h < heads; ++h) {
-        for (int64_t i = 0; i < left; i += kRun) _mm_prefetch(scales + h * a.pages.page_size + i, _MM_HINT_T1);
+        for (int64_t i = 0; i < left; i += kRun) __builtin_prefetch(scales + h * a.pages.page_size + i, 0, 2);
       }
     }
   }
@@ -66,7 +66,7 @@ struct KeyStream {
   // Pages lie apart, and the first line of each waits for its translation, so that of a block later is asked for now:
   // 1.10 times as fast (16 rows of 2048 keys in pages of 16, 2 cores of Granite Rapids, 2026-11-25).
   void touch_later() {
-    if (later) _mm_prefetch(later, _MM_HINT_T1);
+    if (later) __builtin_prefetch(later, 0, 2);
   }
 
   void next_head() {
@@ -120,7 +120,12 @@ struct KeyStream {
       } else if (left == 0 && !advance()) {
         return;
       }
-      for (int64_t d = 0; d < row_bytes; d += 64) _mm_prefetch(at + d, _MM_HINT_T1);
+      for (int64_t d = 0; d < row_bytes; d += 256) {
+#pragma GCC unroll 4
+        for (int64_t line = d; line < d + 256; line += 64) {
+          if (line < row_bytes) __builtin_prefetch(at + line, 0, 2);
+        }
+      }
       at += stride;
       --left;
     }

@@ -12,9 +12,9 @@ namespace QWENOPT_ISA_NS {
 
 constexpr int kMaxDotRows = 32;
 
-// The lane sums of N accumulators, to out[0..count).
+// The lane sums of N accumulators, to out[0..count). Inlined: the call would take them through memory.
 template <int N>
-static inline void store_sums(const F* acc, int count, float* out) {
+__attribute__((always_inline)) static inline void store_sums(const F* acc, int count, float* out) {
 #if defined(QWENOPT_ISA_AVX512)
   if (N == 4) {
     alignas(16) float sums[4];

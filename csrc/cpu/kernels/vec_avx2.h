@@ -42,6 +42,9 @@ static inline F widen(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(
 static inline F load(const float* p) { return _mm256_loadu_ps(p); }
 static inline F load(const bf16* p) { return widen(_mm_loadu_si128((const __m128i*)p)); }
 static inline F load(const fp16* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+static inline F load(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
 static inline F load_n(const float* p, int n) { return _mm256_maskload_ps(p, lane_mask(n)); }
 template <class T>
 static inline F load_n(const T* p, int n) {
@@ -111,23 +114,27 @@ struct Dot<float> {
   static X load_n(const float* p, int n) { return QWENOPT_ISA_NS::load_n(p, n); }
   static F step(F acc, X a, X b) { return fma(a, b, acc); }
 };
+
 // Sixteen elements as eight even and eight odd ones: a shift and a mask widen them, no shuffle.
+struct EvenOdd {
+  F even, odd;
+};
+static inline EvenOdd load_apart(const bf16* p) {
+  const __m256i v = _mm256_loadu_si256((const __m256i*)p);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(v, 16)),
+          _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(int(0xffff0000))))};
+}
+static inline EvenOdd load_apart_n(const bf16* p, int n) {
+  bf16 copy[16] = {};
+  for (int i = 0; i < n; ++i) copy[i] = p[i];
+  return load_apart(copy);
+}
 template <>
 struct Dot<bf16> {
-  struct X {
-    F even, odd;
-  };
+  using X = EvenOdd;
   static constexpr int STEP = 16;
-  static X split(__m256i v) {
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(v, 16)),
-            _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(int(0xffff0000))))};
-  }
-  static X load(const bf16* p) { return split(_mm256_loadu_si256((const __m256i*)p)); }
-  static X load_n(const bf16* p, int n) {
-    bf16 copy[16] = {};
-    for (int i = 0; i < n; ++i) copy[i] = p[i];
-    return load(copy);
-  }
+  static X load(const bf16* p) { return load_apart(p); }
+  static X load_n(const bf16* p, int n) { return load_apart_n(p, n); }
   static F step(F acc, X a, X b) { return fma(a.odd, b.odd, fma(a.even, b.even, acc)); }
 };
 

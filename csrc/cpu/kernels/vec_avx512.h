@@ -60,6 +60,12 @@ static inline F widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(
 static inline F load(const float* p) { return _mm512_loadu_ps(p); }
 static inline F load(const bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
 static inline F load(const fp16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+static inline F load(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+static inline F load_n(const int8_t* p, int n) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(lanes(n), p)));
+}
 static inline F load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
 static inline F load_n(const bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(lanes(n), p)); }
 static inline F load_n(const fp16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p)); }
@@ -115,6 +121,17 @@ struct Dot<float> {
 
 static inline __mmask32 half_lanes(int n) { return n >= 32 ? __mmask32(~0u) : __mmask32((1u << n) - 1); }
 
+// Thirty-two elements as sixteen even and sixteen odd ones: a shift and a mask widen them, no shuffle.
+struct EvenOdd {
+  F even, odd;
+};
+static inline EvenOdd apart(__m512i v) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(v, 16)),
+          _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))))};
+}
+static inline EvenOdd load_apart(const bf16* p) { return apart(_mm512_loadu_si512(p)); }
+static inline EvenOdd load_apart_n(const bf16* p, int n) { return apart(_mm512_maskz_loadu_epi16(half_lanes(n), p)); }
+
 #if defined(QWENOPT_ISA_BF16)
 template <>
 struct Dot<bf16> {
@@ -125,19 +142,12 @@ struct Dot<bf16> {
   static F step(F acc, X a, X b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
 };
 #else
-// Thirty-two elements as sixteen even and sixteen odd ones: a shift and a mask widen them, no shuffle.
 template <>
 struct Dot<bf16> {
-  struct X {
-    F even, odd;
-  };
+  using X = EvenOdd;
   static constexpr int STEP = 32;
-  static X split(__m512i v) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(v, 16)),
-            _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))))};
-  }
-  static X load(const bf16* p) { return split(_mm512_loadu_si512(p)); }
-  static X load_n(const bf16* p, int n) { return split(_mm512_maskz_loadu_epi16(half_lanes(n), p)); }
+  static X load(const bf16* p) { return load_apart(p); }
+  static X load_n(const bf16* p, int n) { return load_apart_n(p, n); }
   static F step(F acc, X a, X b) { return fma(a.odd, b.odd, fma(a.even, b.even, acc)); }
 };
 #endif

@@ -55,6 +55,12 @@ static inline F load(const fp16* p) {
   __builtin_memcpy(&words, p, 8);
   return widen(__builtin_convertvector(words, U));
 }
+static inline F load_n(const int8_t* p, int n) {
+  F out = zero();
+  for (int i = 0; i < n; ++i) out[i] = float(p[i]);
+  return out;
+}
+static inline F load(const int8_t* p) { return load_n(p, 4); }
 static inline F load_n(const float* p, int n) {
   F out = zero();
   __builtin_memcpy(&out, p, size_t(n) * sizeof(float));  // p may lie anywhere: weights come from mapped files
