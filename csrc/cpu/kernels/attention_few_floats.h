@@ -127,6 +127,7 @@ struct FewFloats {
     const int64_t whole = a.D / Q::STEP;
     const int tail = int(a.D - whole * Q::STEP);
     const X* query[MR];
+    const int passes = this->passes();
     for (int m = 0; m < MR; ++m) query[m] = queries + (i + m) * steps();
     for (int j = 0; j < num_keys; j += NR) {
       const int count = num_keys - j < NR ? num_keys - j : NR;
@@ -139,10 +140,11 @@ struct FewFloats {
 #pragma GCC unroll 4
         for (int n = 0; n < NR; ++n) acc[m][n] = zero();
       }
-      next.rows(NR / passes());
-      for (int64_t s = 0; s < whole; ++s) {
 #pragma GCC unroll 4
-        for (int n = 0; n < NR; ++n) {
+      for (int n = 0; n < NR; ++n) {
+        if (n % passes == 0) next.rows(1);
+#pragma GCC unroll 4
+        for (int64_t s = 0; s < whole; ++s) {
           const X x = Q::load(row[n] + s * Q::STEP);
 #pragma GCC unroll 4
           for (int m = 0; m < MR; ++m) acc[m][n] = Q::step(acc[m][n], query[m][s], x);
@@ -219,11 +221,15 @@ struct FewFloats {
 #pragma GCC unroll 8
       for (int v = 0; v < 2 * NV; ++v) acc[m][v] = mul(load(to + m * padded + v * W), set1(rescale[i + m]));
     }
-    const int share = int(NV * 2 * W * 4 / (passes() * a.D));  // of four rows, what these columns are
+    const int64_t every = passes() * a.D / (NV * 2 * W);  // passes over the values, so that each asks for its share
+    int64_t turn = 0;
     for (int j = 0; j < num_keys; ++j) {
       const Run<E>& run = value[j / kRun];
       const E* row = run.row + j % kRun * run.stride + d;
-      if (j % 4 == 0) next.rows(share < 1 ? 1 : share);
+      if (--turn < 0) {
+        next.rows(1);
+        turn = every - 1;
+      }
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         const Columns<E> x =
