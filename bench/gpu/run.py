@@ -102,10 +102,14 @@ def run(command: Command, seconds: float) -> dict[str, Any]:
 
 
 def _ended(args: Sequence[str], env: dict[str, str], seconds: float) -> tuple[str, str]:
-    """Exit code and output. What runs out of time is interrupted first: pytest then still says what it has found."""
+    """Exit code and output. What runs out of time is interrupted first: pytest then still says what it has found.
+
+    A shell's background process ignores interrupts, and so would what it starts.
+    """
     process = subprocess.Popen(
-        args, cwd=ROOT, env=env, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        args, cwd=ROOT, env=env, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         said, _ = process.communicate(timeout=seconds)
         return str(process.returncode), said

@@ -3,9 +3,9 @@
 // Several heads go through the keys together, block by block, since the heads of a page lie one after the other.
 #pragma once
 
+#include "attention_rows.h"
 #include "attention_stream.h"
 #include "dot_block.h"
-#include "exp_below.h"
 
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
@@ -13,7 +13,6 @@ namespace QWENOPT_ISA_NS {
 constexpr int kFewAtOnce = 4;              // rows whose sums stay in registers
 constexpr int kPairs = W == 16 ? 8 : 4;    // pairs of vectors of sums in registers: of 32, or of 16
 constexpr int kFewKeys = W == 16 ? 4 : 2;  // keys whose scores are made at once by three or four rows
-constexpr float kHidden = -__builtin_inff();
 
 // Two vectors of a row of values E as floats. kApart: the even and the odd ones.
 template <class E>
@@ -84,7 +83,7 @@ struct FewFloats {
 
   void begin(const T* const* query) {
     for (int i = 0; i < rows; ++i) {
-      state->maximum[i] = kHidden;
+      state->maximum[i] = kMinusInfinity;
       store(state->lane_total + i * W, zero());
       for (int64_t d = 0; d < padded; d += W) store(sums + i * padded + d, zero());
       for (int64_t s = 0; s < steps(); ++s) {
@@ -167,8 +166,8 @@ struct FewFloats {
     float* row = scores + i * kKeyBlock;
     rescale[i] = 1.0f;
     const int whole = (num_keys + W - 1) / W * W;
-    F top = set1(kHidden);
-    for (int j = num_keys; j < whole; ++j) row[j] = kHidden;
+    F top = set1(kMinusInfinity);
+    for (int j = num_keys; j < whole; ++j) row[j] = kMinusInfinity;
     for (int j = 0; j < whole && seen != kNothing; j += W) {
       F s = mul(load(row + j), set1(a.scale));
       if (key_scale) s = mul(s, load(key_scale + j));
@@ -177,14 +176,12 @@ struct FewFloats {
       top = vmax(s, top);
     }
     const float before = state->maximum[i], most = hmax(top), now = most > before ? most : before;
-    if (seen == kNothing || now == kHidden) {
+    if (seen == kNothing || now == kMinusInfinity) {
       for (int j = 0; j < whole; j += W) store(row + j, zero());
       return;
     }
     if (now != before) {
-      alignas(64) float lane[W];
-      store(lane, exp_below(set1(before - now)));
-      rescale[i] = lane[0];
+      rescale[i] = exp1(before - now);
       state->maximum[i] = now;
     }
     F sum = mul(load(state->lane_total + i * W), set1(rescale[i]));
