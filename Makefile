@@ -56,7 +56,7 @@ $(SANITIZED).stamp: setup.py $(NATIVE_SOURCES) $(STAMPS)/run
 	@touch $@
 
 bench: $(STAMPS)/test $(STAMPS)/$(KIND)  ## Run the benchmarks (BENCH_ARGS="-k silu_mul")
-	@$(BIN)/python -m pytest bench -c bench/pytest.ini $(BENCH_ARGS)
+	@$(BIN)/python -m pytest $(if $(filter bench/%,$(BENCH_ARGS)),,bench) -c bench/pytest.ini $(BENCH_ARGS)
 
 lint: $(STAMPS)/dev  ## Check style and spelling
 	$(BIN)/ruff check .
