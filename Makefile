@@ -34,7 +34,8 @@ demo: $(STAMPS)/$(KIND)  ## Compile the shipped demo models and compare them wit
 	@$(BIN)/qwenopt demo
 
 # The whole suite in several processes: much of it is Python at work on a graph. Their threads have to share the cores,
-# and one that spins while it waits takes the turn of one that works: 161 tests of a kernel took 26 s instead of 6.
+# and one that spins while it waits takes the turn of one that works: 161 tests of a kernel took 26 s instead of 6
+# (2 cores, 2026-11-28).
 SIDE_BY_SIDE := -n $(TEST_JOBS) --dist worksteal
 test: export OMP_WAIT_POLICY := passive
 test: $(STAMPS)/test $(STAMPS)/$(KIND)  ## Run the tests (TEST_ARGS="-k rms_norm")

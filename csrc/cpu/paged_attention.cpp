@@ -92,11 +92,10 @@ struct PagedAttentionStep {
     return std::min(std::max<int64_t>(q_starts[r + 1], begin), args.S);
   }
 
-  // How many heads an item has: the kernels take several of few rows, which must see the same keys. Without tiles two
-  // read 1.05 times as fast as eight, within the noise as fast as one (2 cores of a Xeon without AMX, 2026-11-28).
+  // How many heads an item has: the kernels take several of few rows, which must see the same keys.
   int64_t heads_of(int64_t queries) const {
     if (queries * sizes.group > kFewRows || args.m_sh != 0) return 1;
-    return std::min<int64_t>(args.G, in_tiles ? kMostHeads : kMostHeads / 4);
+    return std::min<int64_t>(args.G, in_tiles ? kMostHeads : kFloatHeads);
   }
 
   // The last queries first: they see the most keys, and what is left at the end should be short.

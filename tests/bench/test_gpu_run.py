@@ -45,7 +45,7 @@ def test_a_run_ends_in_nine_minutes(tmp_path: Path) -> None:
 
 def test_what_takes_too_long_or_cannot_start_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = run.Command("kernels", (sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"), 9)
-    monkeypatch.setattr(run, "GRACE", 30.0)
+    monkeypatch.setattr(run, "GRACE", 2.0)
     ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background process
     try:
         found = run.run(slow, 2.0)

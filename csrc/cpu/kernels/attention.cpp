@@ -161,22 +161,30 @@ struct Block {
   void few_in_floats() {
     KeyStream next = stream(kKeyBlock, first_of_next(kKeyBlock));
     FewFloats<T, T> few{a, rows, w.padded, w.queries, w.sums, w.scores, next};
-    heads_in_turn(few, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
-      Run<T> keys[kMostRuns], values[kMostRuns];
-      own.keys(j0, num_keys, any, keys);
-      own.values(j0, num_keys, any, values);
-      few.few_keys(j0, num_keys, keys, values, visible, bias, nullptr, nullptr);
-    });
+    plain_keys(few);
   }
   void coded_in_floats() {
     halves = false;
     KeyStream next = stream(kKeyBlock, first_of_next(kKeyBlock));
     FewFloats<T, int8_t> few{a, rows, w.padded, w.queries, w.sums, w.scores, next};
+    coded_keys(few);
+  }
+
+  template <class Rows>
+  void plain_keys(Rows& few) {
+    heads_in_turn(few, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
+      Run<T> keys[kMostRuns], values[kMostRuns];
+      own.keys(j0, num_keys, any, keys);
+      own.values(j0, num_keys, any, values);
+      few.few_keys(j0, num_keys, keys, values, visible, bias);
+    });
+  }
+  template <class Rows>
+  void coded_keys(Rows& few) {
     heads_in_turn(few, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
       Run<int8_t> keys[kMostRuns], values[kMostRuns];
-      alignas(64) float key_scale[kKeyBlock], value_scale[kKeyBlock];
-      own.codes(j0, num_keys, any, keys, values, key_scale, value_scale);
-      few.few_keys(j0, num_keys, keys, values, visible, bias, key_scale, value_scale);
+      own.codes(j0, num_keys, any, keys, values, few.key_scale, few.value_scale);
+      few.few_keys(j0, num_keys, keys, values, visible, bias);
     });
   }
 
@@ -209,7 +217,7 @@ struct Block {
     for (int64_t h = 0; h < it.heads; ++h) {
       few.select(h);
       few.end();
-      finish(h, few.sums, few.maximums(), few.totals());
+      finish(h, few.sums, few.maximum, few.total);
     }
   }
 
@@ -232,35 +240,18 @@ struct Block {
                         w.maximum, w.total, w.rescale, w.padded, next,   behind, {}};
     if (CodedRows::fits(a, rows)) {
       tiles_begin();
-      coded_in_tiles(tiles);
+      CodedRows coded(tiles, it.heads);
+      coded_keys(coded);
     } else if (rows <= kFewRows) {
       few_tiles_begin();
-      few_in_tiles(tiles);
+      FewRows few(tiles, it.heads);
+      plain_keys(few);
     } else {
       tiles_begin();
       many_in_tiles(tiles);
       finish(0, w.sums, w.maximum, w.total);
     }
     tiles_end();
-  }
-
-  void few_in_tiles(const TileAttention& tiles) {
-    FewRows few(tiles, it.heads);
-    heads_in_turn(few, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
-      Run<T> keys[kMostRuns], values[kMostRuns];
-      own.keys(j0, num_keys, any, keys);
-      own.values(j0, num_keys, any, values);
-      few.few_keys(j0, num_keys, keys, values, visible, bias);
-    });
-  }
-
-  void coded_in_tiles(const TileAttention& tiles) {
-    CodedRows coded(tiles, it.heads);
-    heads_in_turn(coded, [&](int64_t j0, int num_keys, const Runs<T>& own, const uint8_t* any, const float** bias) {
-      Run<int8_t> keys[kMostRuns], values[kMostRuns];
-      own.codes(j0, num_keys, any, keys, values, coded.key_scale, coded.value_scale);
-      coded.coded_keys(j0, num_keys, keys, values, visible, bias);
-    });
   }
 
   void many_in_tiles(TileAttention& tiles) {

@@ -14,6 +14,7 @@ constexpr int kMaxSplits = 256;  // shares of one query block's keys
 constexpr int kRun = 16;         // keys that are best in one page: copied first, where page sizes are no multiple
 constexpr int kFewRows = 8;      // rows of one head up to which an item may have several heads
 constexpr int kMostHeads = kQueryRows / kFewRows;
+constexpr int kFloatHeads = 2;  // of an item without tiles
 
 // Keys and values in a pool of pages, which a table gives to rows.
 struct AttentionPages {

@@ -60,10 +60,10 @@ struct CodedRows : FewRows {
     }
   }
 
-  // Keys j0..j0+num_keys of a block; see few_keys. A run has 16 rows that can be read, so what lies behind the last key
+  // Keys j0..j0+num_keys of a block; see FewRows. A run has 16 rows that can be read, so what lies behind the last key
   // is multiplied, and left out.
-  void coded_keys(int64_t j0, int num_keys, const Run<int8_t>* key, const Run<int8_t>* value, const Visible* visible,
-                  const float* const* bias_of) {
+  void few_keys(int64_t j0, int num_keys, const Run<int8_t>* key, const Run<int8_t>* value, const Visible* visible,
+                const float* const* bias_of) {
     const int tiles = (num_keys + kTile - 1) / kTile;
     next.look_ahead_of(j0);
     for (int t = 0; t < tiles; ++t) {

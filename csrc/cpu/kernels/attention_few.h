@@ -164,8 +164,6 @@ struct FewRows : TileAttention {
   }
 
   void went_on() { started[0] = true; }  // all heads have seen a block
-  const float* maximums() const { return maximum; }
-  const float* totals() const { return total; }
   void begin(const bf16* const* query) const { pack_queries(query); }
   void end() {
     for (int i = 0; i < rows; ++i) total[i] = hsum(load(lane_total + i * W));

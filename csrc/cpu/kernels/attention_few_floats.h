@@ -14,22 +14,19 @@ constexpr int kFewAtOnce = 4;              // rows whose sums stay in registers
 constexpr int kPairs = W == 16 ? 8 : 4;    // pairs of vectors of sums in registers: of 32, or of 16
 constexpr int kFewKeys = W == 16 ? 4 : 2;  // keys whose scores are made at once by three or four rows
 
-// Two vectors of a row of values E as floats. kApart: the even and the odd ones.
+// Two vectors of a row of values E. kApart: the even and the odd ones.
 template <class E>
 struct Columns {
   static constexpr bool kApart = false;
-  F first, second;
-  static Columns load(const E* p) { return {QWENOPT_ISA_NS::load(p), QWENOPT_ISA_NS::load(p + W)}; }
-  static Columns load_n(const E* p, int n) { return {load_upto(p, n), n > W ? load_upto(p + W, n - W) : zero()}; }
+  static Pair load(const E* p) { return load_pair(p); }
+  static Pair load_n(const E* p, int n) { return load_pair_n(p, n); }
 };
 #if defined(QWENOPT_ISA_AVX512) || defined(QWENOPT_ISA_AVX2)
 template <>
 struct Columns<bf16> {
   static constexpr bool kApart = true;
-  F first, second;
-  static Columns load(const bf16* p) { return of(load_apart(p)); }
-  static Columns load_n(const bf16* p, int n) { return of(load_apart_n(p, n)); }
-  static Columns of(EvenOdd x) { return {x.even, x.odd}; }
+  static Pair load(const bf16* p) { return load_apart(p); }
+  static Pair load_n(const bf16* p, int n) { return load_apart_n(p, n); }
 };
 #endif
 
@@ -39,13 +36,8 @@ struct KeyDot : Dot<T> {
   static typename Dot<T>::X query(const T* p, int n) { return Dot<T>::load_n(p, n); }
 };
 template <class T>
-struct KeyDot<T, int8_t> {
-  using X = Columns<int8_t>;
-  static constexpr int STEP = 2 * W;
-  static X query(const T* p, int n) { return {load_upto(p, n), n > W ? load_upto(p + W, n - W) : zero()}; }
-  static X load(const int8_t* p) { return X::load(p); }
-  static X load_n(const int8_t* p, int n) { return X::load_n(p, n); }
-  static F step(F acc, X a, X b) { return fma(a.second, b.second, fma(a.first, b.first, acc)); }
+struct KeyDot<T, int8_t> : PairDot<int8_t> {
+  static Pair query(const T* p, int n) { return load_pair_n(p, n); }
 };
 
 // What one head has come to.
@@ -59,6 +51,7 @@ template <class T, class E>
 struct FewFloats {
   using Q = KeyDot<T, E>;
   using X = typename Q::X;
+  static constexpr bool kCodes = sizeof(E) == 1;
   const AttentionArgs& a;
   const int rows;
   const int64_t padded;
@@ -71,6 +64,8 @@ struct FewFloats {
   FewFloatsState* state = states;  // of the head that was selected, as are
   X* queries = nullptr;            // [row][step]
   float* sums = nullptr;           // [row][padded], columns as Columns<E> has them
+  float *maximum = nullptr, *total = nullptr;
+  alignas(64) float key_scale[kKeyBlock], value_scale[kKeyBlock];  // of codes of the block, for the caller to fill
 
   int passes() const { return rows > kFewAtOnce ? 2 : 1; }  // over keys and values of one head
   int64_t steps() const { return (a.D + Q::STEP - 1) / Q::STEP; }
@@ -79,11 +74,13 @@ struct FewFloats {
     state = states + h;
     queries = (X*)all_queries + h * rows * steps();
     sums = all_sums + h * rows * padded;
+    maximum = state->maximum;
+    total = state->total;
   }
 
   void begin(const T* const* query) {
     for (int i = 0; i < rows; ++i) {
-      state->maximum[i] = kMinusInfinity;
+      maximum[i] = kMinusInfinity;
       store(state->lane_total + i * W, zero());
       for (int64_t d = 0; d < padded; d += W) store(sums + i * padded + d, zero());
       for (int64_t s = 0; s < steps(); ++s) {
@@ -94,14 +91,14 @@ struct FewFloats {
   }
 
   // Keys j0..j0+num_keys, which do not cross a multiple of kKeyBlock, by all rows. What row i sees of them is
-  // visible[i], and what is added to its scores, where that is some, bias_of[i]. Codes have scales of keys and values.
+  // visible[i], and what is added to its scores, where that is some, bias_of[i].
   void few_keys(int64_t j0, int num_keys, const Run<E>* key, const Run<E>* value, const Visible* visible,
-                const float* const* bias_of, const float* key_scale, const float* value_scale) {
+                const float* const* bias_of) {
     next.look_ahead_of(j0);
     for (int i = 0; i < rows; i += kFewAtOnce) {
       make_scores(i, rows - i < kFewAtOnce ? rows - i : kFewAtOnce, key, num_keys);
     }
-    for (int i = 0; i < rows; ++i) softmax(i, num_keys, visible[i], bias_of[i], key_scale, value_scale);
+    for (int i = 0; i < rows; ++i) softmax(i, num_keys, visible[i], bias_of[i]);
     for (int i = 0; i < rows; i += kFewAtOnce) {
       add_values(i, rows - i < kFewAtOnce ? rows - i : kFewAtOnce, value, num_keys);
     }
@@ -162,7 +159,7 @@ struct FewFloats {
 
   // Scores of row i -> probabilities relative to the largest so far, times the scales of the values where they have
   // any.
-  void softmax(int i, int num_keys, Visible seen, const float* bias, const float* key_scale, const float* value_scale) {
+  void softmax(int i, int num_keys, Visible seen, const float* bias) {
     float* row = scores + i * kKeyBlock;
     rescale[i] = 1.0f;
     const int whole = (num_keys + W - 1) / W * W;
@@ -170,25 +167,25 @@ struct FewFloats {
     for (int j = num_keys; j < whole; ++j) row[j] = kMinusInfinity;
     for (int j = 0; j < whole && seen != kNothing; j += W) {
       F s = mul(load(row + j), set1(a.scale));
-      if (key_scale) s = mul(s, load(key_scale + j));
+      if (kCodes) s = mul(s, load(key_scale + j));
       if (seen == kSome) s = add(s, load(bias + j));
       store(row + j, s);
       top = vmax(s, top);
     }
-    const float before = state->maximum[i], most = hmax(top), now = most > before ? most : before;
+    const float before = maximum[i], most = hmax(top), now = most > before ? most : before;
     if (seen == kNothing || now == kMinusInfinity) {
       for (int j = 0; j < whole; j += W) store(row + j, zero());
       return;
     }
     if (now != before) {
       rescale[i] = exp1(before - now);
-      state->maximum[i] = now;
+      maximum[i] = now;
     }
     F sum = mul(load(state->lane_total + i * W), set1(rescale[i]));
     for (int j = 0; j < whole; j += W) {
       const F p = exp_below(sub(load(row + j), set1(now)));
       sum = add(sum, p);
-      store(row + j, value_scale ? mul(p, load(value_scale + j)) : p);
+      store(row + j, kCodes ? mul(p, load(value_scale + j)) : p);
     }
     store(state->lane_total + i * W, sum);
   }
@@ -229,8 +226,7 @@ struct FewFloats {
       }
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        const Columns<E> x =
-            NV == 1 && width < 2 * W ? Columns<E>::load_n(row, width) : Columns<E>::load(row + v * 2 * W);
+        const Pair x = NV == 1 && width < 2 * W ? Columns<E>::load_n(row, width) : Columns<E>::load(row + v * 2 * W);
 #pragma GCC unroll 4
         for (int m = 0; m < MR; ++m) {
           const F p = set1(prob[m * kKeyBlock + j]);
@@ -247,10 +243,8 @@ struct FewFloats {
   }
 
   void went_on() const {}
-  const float* maximums() const { return state->maximum; }
-  const float* totals() const { return state->total; }
   void end() {
-    for (int i = 0; i < rows; ++i) state->total[i] = hsum(load(state->lane_total + i * W));
+    for (int i = 0; i < rows; ++i) total[i] = hsum(load(state->lane_total + i * W));
     if (!Columns<E>::kApart) return;
     alignas(64) float row[kMaxHeadDim];
     for (int i = 0; i < rows; ++i) {

@@ -107,11 +107,7 @@ struct Runs {
       values[j / kRun] = {value, copy_stride};
       for (int i = 0; i < kRun; ++i, key += copy_stride, value += copy_stride) {
         key_scale[j + i] = value_scale[j + i] = i < n ? 0.0f : 1.0f;
-        if (i >= n || (any && !any[i])) {
-          __builtin_memset(key, 0, size_t(a.D));
-          __builtin_memset(value, 0, size_t(a.D));
-          continue;
-        }
+        if (i >= n || (any && !any[i])) continue;  // whatever lies there, a code is a number
         const KeyPlace at = key_place(a, row, j0 + j + i);
         __builtin_memcpy(key, (const int8_t*)a.k + key_offset(a, g, at), size_t(a.D));
         __builtin_memcpy(value, (const int8_t*)a.v + value_offset(a, g, at), size_t(a.D));

@@ -120,12 +120,7 @@ struct KeyStream {
       } else if (left == 0 && !advance()) {
         return;
       }
-      for (int64_t d = 0; d < row_bytes; d += 256) {
-#pragma GCC unroll 4
-        for (int64_t line = d; line < d + 256; line += 64) {
-          if (line < row_bytes) __builtin_prefetch(at + line, 0, 2);
-        }
-      }
+      for (int64_t d = 0; d < row_bytes; d += 64) __builtin_prefetch(at + d, 0, 2);
       at += stride;
       --left;
     }

@@ -94,17 +94,27 @@ static inline void store_upto(T* p, F x, int64_t n) {
   }
 }
 
+// Two vectors of elements one after the other.
+template <class E>
+static inline Pair load_pair(const E* p) {
+  return {load(p), load(p + W)};
+}
+template <class E>
+static inline Pair load_pair_n(const E* p, int n) {
+  return {load_upto(p, n), n > W ? load_upto(p + W, n - W) : zero()};
+}
+
+template <class E>
+struct PairDot {
+  using X = Pair;
+  static constexpr int STEP = 2 * W;
+  static X load(const E* p) { return load_pair(p); }
+  static X load_n(const E* p, int n) { return load_pair_n(p, n); }
+  static F step(F acc, X a, X b) { return fma(a.second, b.second, fma(a.first, b.first, acc)); }
+};
 // As many bytes a step as Dot<bf16> has without VDPBF16PS.
 template <>
-struct Dot<fp16> {
-  struct X {
-    F low, high;
-  };
-  static constexpr int STEP = 2 * W;
-  static X load(const fp16* p) { return {QWENOPT_ISA_NS::load(p), QWENOPT_ISA_NS::load(p + W)}; }
-  static X load_n(const fp16* p, int n) { return {load_upto(p, n), n > W ? load_upto(p + W, n - W) : zero()}; }
-  static F step(F acc, X a, X b) { return fma(a.high, b.high, fma(a.low, b.low, acc)); }
-};
+struct Dot<fp16> : PairDot<fp16> {};
 
 }  // namespace QWENOPT_ISA_NS
 }  // namespace qwenopt

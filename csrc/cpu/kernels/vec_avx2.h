@@ -12,6 +12,10 @@ constexpr int kStreamRows = 2;  // of Dot: rows of x up to which weights are rea
 constexpr int kTileRows = 4, kTileCols = 2;
 constexpr int kOuterRows = 6, kOuterVecs = 2;
 
+struct Pair {
+  F first, second;
+};
+
 static inline F set1(float x) { return _mm256_set1_ps(x); }
 static inline F zero() { return _mm256_setzero_ps(); }
 static inline F add(F a, F b) { return _mm256_add_ps(a, b); }
@@ -116,26 +120,23 @@ struct Dot<float> {
 };
 
 // Sixteen elements as eight even and eight odd ones: a shift and a mask widen them, no shuffle.
-struct EvenOdd {
-  F even, odd;
-};
-static inline EvenOdd load_apart(const bf16* p) {
+static inline Pair load_apart(const bf16* p) {
   const __m256i v = _mm256_loadu_si256((const __m256i*)p);
   return {_mm256_castsi256_ps(_mm256_slli_epi32(v, 16)),
           _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(int(0xffff0000))))};
 }
-static inline EvenOdd load_apart_n(const bf16* p, int n) {
+static inline Pair load_apart_n(const bf16* p, int n) {
   bf16 copy[16] = {};
   for (int i = 0; i < n; ++i) copy[i] = p[i];
   return load_apart(copy);
 }
 template <>
 struct Dot<bf16> {
-  using X = EvenOdd;
+  using X = Pair;
   static constexpr int STEP = 16;
   static X load(const bf16* p) { return load_apart(p); }
   static X load_n(const bf16* p, int n) { return load_apart_n(p, n); }
-  static F step(F acc, X a, X b) { return fma(a.odd, b.odd, fma(a.even, b.even, acc)); }
+  static F step(F acc, X a, X b) { return fma(a.second, b.second, fma(a.first, b.first, acc)); }
 };
 
 // rows[j][0..cols) of 32-bit words, cols <= W -> out[c * stride + j]; missing rows are zero.

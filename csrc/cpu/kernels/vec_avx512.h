@@ -17,6 +17,10 @@ constexpr int kTileRows = 4, kTileCols = 4;  // a widened bfloat16 operand takes
 #endif
 constexpr int kOuterRows = 6, kOuterVecs = 4;
 
+struct Pair {
+  F first, second;
+};
+
 static inline F set1(float x) { return _mm512_set1_ps(x); }
 static inline F zero() { return _mm512_setzero_ps(); }
 static inline F add(F a, F b) { return _mm512_add_ps(a, b); }
@@ -122,15 +126,12 @@ struct Dot<float> {
 static inline __mmask32 half_lanes(int n) { return n >= 32 ? __mmask32(~0u) : __mmask32((1u << n) - 1); }
 
 // Thirty-two elements as sixteen even and sixteen odd ones: a shift and a mask widen them, no shuffle.
-struct EvenOdd {
-  F even, odd;
-};
-static inline EvenOdd apart(__m512i v) {
+static inline Pair apart(__m512i v) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(v, 16)),
           _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))))};
 }
-static inline EvenOdd load_apart(const bf16* p) { return apart(_mm512_loadu_si512(p)); }
-static inline EvenOdd load_apart_n(const bf16* p, int n) { return apart(_mm512_maskz_loadu_epi16(half_lanes(n), p)); }
+static inline Pair load_apart(const bf16* p) { return apart(_mm512_loadu_si512(p)); }
+static inline Pair load_apart_n(const bf16* p, int n) { return apart(_mm512_maskz_loadu_epi16(half_lanes(n), p)); }
 
 #if defined(QWENOPT_ISA_BF16)
 template <>
@@ -144,11 +145,11 @@ struct Dot<bf16> {
 #else
 template <>
 struct Dot<bf16> {
-  using X = EvenOdd;
+  using X = Pair;
   static constexpr int STEP = 32;
   static X load(const bf16* p) { return load_apart(p); }
   static X load_n(const bf16* p, int n) { return load_apart_n(p, n); }
-  static F step(F acc, X a, X b) { return fma(a.odd, b.odd, fma(a.even, b.even, acc)); }
+  static F step(F acc, X a, X b) { return fma(a.second, b.second, fma(a.first, b.first, acc)); }
 };
 #endif
 

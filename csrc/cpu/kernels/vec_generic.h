@@ -13,6 +13,10 @@ constexpr int kStreamRows = 2;               // of Dot: rows of x up to which we
 constexpr int kTileRows = 4, kTileCols = 2;  // of Dot: accumulators that fit 16 registers
 constexpr int kOuterRows = 4, kOuterVecs = 2;
 
+struct Pair {
+  F first, second;
+};
+
 static inline F set1(float x) { return F{x, x, x, x}; }
 static inline F zero() { return set1(0.0f); }
 static inline F add(F a, F b) { return a + b; }
@@ -149,9 +153,7 @@ struct Dot<float> {
 // shuffle, whatever the byte order is.
 template <>
 struct Dot<bf16> {
-  struct X {
-    F low, high;
-  };
+  using X = Pair;
   static constexpr int STEP = 8;
   static X load(const bf16* p) {
     U words;
@@ -163,7 +165,7 @@ struct Dot<bf16> {
     for (int i = 0; i < n; ++i) copy[i] = p[i];
     return load(copy);
   }
-  static F step(F acc, X a, X b) { return fma(a.high, b.high, fma(a.low, b.low, acc)); }
+  static F step(F acc, X a, X b) { return fma(a.second, b.second, fma(a.first, b.first, acc)); }
 };
 
 // rows[j][0..cols) of 32-bit words -> out[c * stride + j]; missing rows are zero.
