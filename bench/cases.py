@@ -164,6 +164,25 @@ def _linear(shape: Shape, case: Case) -> Work:
     return Work(variants, num_bytes + io_bytes, 2 * case.tokens * rows * columns)
 
 
+def _linear_group(shape: Shape, case: Case) -> Work:
+    rows = [shape.heads * shape.head_dim, *[shape.kv_heads * shape.head_dim] * 2]
+    k = shape.hidden
+    x = noise(case, 1, case.tokens, k)
+    num_bytes = sum(rows) * k * case.dtype.itemsize
+    variants = _rotated(lambda: (x, [noise(case, n, k, scale=k**-0.5) for n in rows]), num_bytes)
+    io_bytes = case.tokens * (sum(rows) + k) * case.dtype.itemsize
+    return Work(variants, num_bytes + io_bytes, 2 * case.tokens * sum(rows) * k)
+
+
+def _linear_silu_mul(shape: Shape, case: Case) -> Work:
+    n, k = shape.intermediate, shape.hidden
+    x = noise(case, 1, case.tokens, k)
+    num_bytes = 2 * n * k * case.dtype.itemsize
+    variants = _rotated(lambda: (x, *(noise(case, n, k, scale=k**-0.5) for _ in range(2))), num_bytes)
+    io_bytes = case.tokens * (n + k) * case.dtype.itemsize
+    return Work(variants, num_bytes + io_bytes, 4 * case.tokens * n * k)
+
+
 def _paged(build: Callable[[Shape, Case], tuple[Any, int, int]]) -> Callable[[Shape, Case], Work]:
     """`detail` is rows x keys, page size and perhaps int8: `16x2048-p16`."""
 
@@ -185,6 +204,8 @@ _BUILDERS: dict[str, Callable[[Shape, Case], Work]] = {
     "moe_route": _moe_route,
     "moe_experts": _moe_experts,
     "linear": _linear,
+    "linear_group": _linear_group,
+    "linear_silu_mul": _linear_silu_mul,
 }
 
 CASES = [

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from cases import Case, Work
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from qwenopt.cli.measure import seconds
 from qwenopt.ops import OPS
@@ -85,8 +86,9 @@ def _grouped_mm(gate_up_proj: Tensor, down_proj: Tensor) -> Callable[..., Any]:
 def check(op: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """A wrong kernel has no speed: as close to the truth as eager is, up to a factor of two."""
     eager, actual = results_of(OPS[op], OPS[op].reference, args), results_of(OPS[op], fn, args)
-    small = sum(a.numel() for a in args if isinstance(a, Tensor)) <= MAX_TRUTH_ELEMENTS
-    small = small and not any(isinstance(a, Tensor) and a.dtype == torch.int8 for a in args)
+    tensors = [a for a in tree_leaves(args) if isinstance(a, Tensor)]
+    small = sum(a.numel() for a in tensors) <= MAX_TRUTH_ELEMENTS
+    small = small and not any(a.dtype == torch.int8 for a in tensors)
     truth = results_of(OPS[op], OPS[op].reference, tuple(_double(a) for a in args)) if small else eager
     for a, e, t in zip(actual, eager, truth, strict=True):
         if not e.is_floating_point():
@@ -99,6 +101,8 @@ def check(op: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 
 def _double(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_double(one) for one in value]
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 if __name__ != "qwenopt.graphs":
     raise ImportError("import qwenopt.graphs, not graphs: a second copy of the package would match everything twice")
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from torch.fx import GraphModule
 
@@ -18,11 +18,16 @@ from qwenopt.graphs.functionalize import functionalize
 from qwenopt.graphs.kv_append import raise_kv_append
 from qwenopt.graphs.kv_reserve import hoist_kv_reserve
 from qwenopt.graphs.linear import raise_linear
+from qwenopt.graphs.linear_add_rms_norm import merge_linear_add_rms_norm
+from qwenopt.graphs.linear_group import merge_linear_group
+from qwenopt.graphs.linear_silu_mul import merge_linear_silu_mul
 from qwenopt.graphs.logit_signals import raise_logit_signals
+from qwenopt.graphs.merging import Merging
 from qwenopt.graphs.moe_experts import raise_moe_experts
 from qwenopt.graphs.moe_route import raise_moe_route
 from qwenopt.graphs.paged_attention import raise_paged_attention
 from qwenopt.graphs.qk_norm_rope import raise_qk_norm_rope
+from qwenopt.graphs.qk_norm_rope_append import merge_qk_norm_rope_append
 from qwenopt.graphs.rms_norm import raise_rms_norm
 from qwenopt.graphs.silu_mul import raise_silu_mul
 from qwenopt.graphs.top_tokens import raise_top_tokens
@@ -50,6 +55,14 @@ PASSES: list[tuple[str, Pass]] = [
     ("", hoist_kv_reserve),  # last: it moves a write, and all others ask where writes are
 ]
 
+# What several raised nodes become where one kernel does their work, and the order. On other devices nothing is merged.
+MERGES: list[tuple[str, Callable[[Merging], None]]] = [
+    ("linear_silu_mul", merge_linear_silu_mul),  # before linear_group: gate and up are products of one x, too
+    ("linear_add_rms_norm", merge_linear_add_rms_norm),  # before it, too: what feeds a norm is worth more there
+    ("linear_group", merge_linear_group),
+    ("qk_norm_rope_append", merge_qk_norm_rope_append),  # anywhere
+]
+
 
 def raise_graph(gm: GraphModule, *, disable: Collection[str] = (), verify: bool = False) -> Context:
     """Rewrite a Dynamo graph in place onto `qwenopt::` ops; returns the context with sites, raised nodes and misses."""
@@ -62,4 +75,15 @@ def raise_graph(gm: GraphModule, *, disable: Collection[str] = (), verify: bool 
     return ctx
 
 
-__all__ = ["PASSES", "Context", "Raised", "raise_graph"]
+def merge_graph(gm: GraphModule, raised: Sequence[Raised], *, disable: Collection[str] = ()) -> list[Raised]:
+    """Merge raised nodes, whose providers have been chosen, in place; returns what is raised now, merged or not."""
+    merging = Merging(gm, list(raised))
+    for name, run in MERGES:
+        if name not in disable:
+            run(merging)
+    gm.graph.lint()
+    gm.recompile()
+    return merging.raised
+
+
+__all__ = ["MERGES", "PASSES", "Context", "Raised", "merge_graph", "raise_graph"]

@@ -97,7 +97,7 @@ class Context:
         with self.graph.inserting_before(anchor):
             call = self.graph.call_function(op.default, args)
         added = [call]
-        self._place(call, anchor)
+        self.writes.place(call, anchor)
         results = self._results(call, len(roots), added, anchor, adapt)
         reason = self._propagate(op, added) or _differs_in_meta(roots, results)
         if reason is not None:
@@ -127,14 +127,9 @@ class Context:
                 results = [self.graph.call_function(operator.getitem, (call, i)) for i in range(count)]
         fresh = [n for n in self.graph.nodes if n not in before]
         for node in fresh:
-            self._place(node, anchor)
+            self.writes.place(node, anchor)
         added += fresh
         return results
-
-    def _place(self, node: Node, anchor: Node) -> None:
-        """Give a new node a position between its predecessor and `anchor`, so that the order stays a dictionary."""
-        order = self.writes.order
-        order[node] = (order.get(node.prev, -1.0) + order[anchor]) / 2
 
     def _unsafe(self, roots: Sequence[Node], interior: Sequence[Node], args: tuple[Any, ...]) -> str | None:
         inside = set(interior)

@@ -108,6 +108,10 @@ class Writes:
             if ids:
                 self._writes.append((self.order[node], node, ids))
 
+    def place(self, node: Node, anchor: Node) -> None:
+        """Give a new node a position between its predecessor and `anchor`, so that the order stays a dictionary."""
+        self.order[node] = (self.order.get(node.prev, -1.0) + self.order[anchor]) / 2
+
     def between(self, first: float, last: float, ids: frozenset[int]) -> Iterator[Node]:
         """Nodes after position `first` and before position `last` that write one of the storages."""
         for position, node, written in self._writes:

@@ -82,6 +82,7 @@ def _raise_and_lower(
     result.lowering, result.reason = _choose_lowering(gm, ctx, options, result, device)
     if result.lowering == "inductor":
         return inductor.lower(gm, inputs, ctx.raised, patches)
+    ctx.raised = graphs.merge_graph(gm, ctx.raised, disable=options.disable)
     if options.mode == "reduce-overhead" and device.type == "cuda":
         return _capture(gm, inputs, ctx, result, device)
     return direct.lower(gm, ctx.raised, result, device)

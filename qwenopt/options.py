@@ -25,6 +25,11 @@ OP_NAMES = (
     "top_tokens",
     "budget_step",
     "linear",
+    "linear_silu_mul",
+    "linear_add_rms_norm",
+    "linear_group",
+    "qk_norm_rope_append",
+    "qk_norm_rope_static_append",
 )
 
 
@@ -34,7 +39,7 @@ class Options:
 
     lowering: "auto" (direct when every heavy node was raised, else Inductor), "direct" or "inductor".
     mode: an Inductor mode, used by the inductor lowering; the direct one captures CUDA graphs under "reduce-overhead".
-    disable: names of ops not to raise.
+    disable: names of ops not to raise, or not to merge raised ones into.
     strict: raise an error where the default would warn and fall back to Inductor.
     verify: check each distinct match numerically on random data while compiling.
     weights: None; weight-only quantisation is not in this version.

@@ -15,7 +15,8 @@ from typing import Any
 class Site:
     """One raised place: the op, the module it came from, what the match proved, and the provider that serves it.
 
-    `provider` is "reference" when no kernel fits; `fallback` then says why.
+    `provider` is "reference" when no kernel fits; `fallback` then says why. `merged` is the op whose kernel does the
+    work of this site and of others in one, if there is one.
     """
 
     op: str
@@ -23,6 +24,12 @@ class Site:
     note: str = ""
     provider: str = ""
     fallback: str = ""
+    merged: str = ""
+
+    @property
+    def served(self) -> str:
+        """By what: the provider, and the op that it does this as part of."""
+        return f"{self.provider}, in {self.merged}" if self.merged else self.provider
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,11 @@ class GraphReport:
         """Raised sites by op, in order of first appearance."""
         return dict(Counter(s.op for s in self.sites))
 
+    @property
+    def merged(self) -> dict[str, int]:
+        """Sites whose work a kernel of another op does, by that op."""
+        return dict(Counter(s.merged for s in self.sites if s.merged))
+
     def line(self) -> str:
         """One line for the log."""
         raised = ", ".join(f"{op} {n}" for op, n in self.counts.items()) or "nothing raised"
@@ -91,6 +103,8 @@ class GraphReport:
             parts[-1] += f" ({self.reason})"
         if providers:
             parts.append(f"providers {providers}")
+        if any(s.merged for s in self.sites):
+            parts.append("merged " + ", ".join(f"{op} {n}" for op, n in self.merged.items()))
         if self.plan_steps:
             parts.append(f"plans of {', '.join(map(str, self.plan_steps))} steps")
         if self.captures is not None:
@@ -140,7 +154,7 @@ class Report:
         """Write a self-contained page with the counts, every site, every miss."""
         rows = [_row("th", ("graph", "op", "module", "provider", "note"))]
         for g in self.graphs:
-            rows += [_row("td", (g.index, s.op, s.module, s.provider, s.fallback or s.note)) for s in g.sites]
+            rows += [_row("td", (g.index, s.op, s.module, s.served, s.fallback or s.note)) for s in g.sites]
             rows += [_row("td", (g.index, m.op, m.module, "missed", m.reason), "miss") for m in g.misses]
         lines = "".join(f"<p>{html.escape(g.line())}</p>" for g in self.graphs)
         Path(path).write_text(_PAGE.format(lines=lines, rows="\n".join(rows)), encoding="utf-8")

@@ -28,6 +28,19 @@ class Strides(NamedTuple):
 
 
 @triton.jit
+def code_factor(largest):
+    """What numbers are multiplied by before they are rounded to codes, from the largest of their token and head."""
+    # torch divides a number by a tensor so: a reciprocal, then a product.
+    return tl.where(largest > 0, tl.div_rn(1.0, tl.where(largest > 0, largest, 1.0)) * INT8_MAX, 0.0)
+
+
+@triton.jit
+def codes(x, factor):
+    """float32 numbers as whole ones of -127 to 127. Their scale is `largest / 127`."""
+    return (x * factor[:, None] + ROUNDER) - ROUNDER
+
+
+@triton.jit
 def _write(x_ptr, pool_ptr, scale_ptr, batch, token, page, place, s, HEADS, DIM, BLOCK_G, BLOCK_D):
     heads, dims = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
     keep = (heads < HEADS)[:, None] & (dims < DIM)[None, :]
@@ -37,9 +50,7 @@ def _write(x_ptr, pool_ptr, scale_ptr, batch, token, page, place, s, HEADS, DIM,
         # A sum of zeros, unless one of them comes from a NaN or an infinity: then the scale says so, as the maximum
         # alone would not.
         largest = tl.max(tl.abs(x), 1) + tl.sum(x * 0.0, 1)
-        # torch divides a number by a tensor so: a reciprocal, then a product.
-        inverse = tl.where(largest > 0, tl.div_rn(1.0, tl.where(largest > 0, largest, 1.0)) * INT8_MAX, 0.0)
-        x = (x * inverse[:, None] + ROUNDER) - ROUNDER
+        x = codes(x, code_factor(largest))
         at = page * s.scale_page + place * s.scale_place + heads * s.scale_head
         tl.store(scale_ptr + at, tl.div_rn(largest, INT8_MAX), mask=heads < HEADS)
     at = page * s.pool_page + place * s.pool_place + heads[:, None] * s.pool_head + dims[None, :]
@@ -112,5 +123,5 @@ def launch(
         BLOCK_G=block_g,
         BLOCK_D=block_d,
         num_warps=min(8, max(1, block_g * block_d // 256)),  # 8 elements a thread: 16 bytes of a 16-bit dtype
-        enable_fp_fusion=False,  # `x * inverse + ROUNDER` in one rounding would give codes other than the reference's
+        enable_fp_fusion=False,  # `x * factor + ROUNDER` in one rounding would give codes other than the reference's
     )

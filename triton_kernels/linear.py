@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qwenopt.triton_kernels.linear_tiles import gemv_tile, skinny_tile
+
 MAX_ROWS = 16
 
 
@@ -55,34 +57,16 @@ def plan(rows: int, n: int, k: int, num_sms: int) -> Plan:
     return Plan(SKINNY, max(1, min(wanted, triton.cdiv(k, SKINNY.block_k) // MIN_STEPS)))
 
 
-def workspace(p: Plan, rows: int, n: int) -> int:
-    """How many float32 `launch` needs for itself."""
-    return p.splits * rows * n if p.splits > 1 else 0
-
-
 @triton.jit
 def gemv_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, num_cols, num_inner, weight_stride,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N outputs a program. EVEN: no tile ends behind a row of the weight."""
+    """BLOCK_N outputs a program."""
     first = tl.program_id(0) * BLOCK_N
-    n, k = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    out, _ = gemv_tile(x_ptr, weight_ptr, None, first, num_cols, num_inner, weight_stride, 0, BLOCK_N, BLOCK_K, EVEN)
+    n = tl.arange(0, BLOCK_N)
     keep = n < num_cols - first
-    weight_ptr += first.to(tl.int64) * weight_stride
-    pointers = weight_ptr + n[:, None].to(tl.int64) * weight_stride + k[None, :]
-    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for start in range(0, num_inner, BLOCK_K):
-        if EVEN:
-            x = tl.load(x_ptr + start + k)
-            weight = tl.load(pointers + start, mask=keep[:, None], other=0, eviction_policy="evict_first")
-        else:
-            inside = k < num_inner - start
-            x = tl.load(x_ptr + start + k, mask=inside, other=0)
-            mask = keep[:, None] & inside[None, :]
-            weight = tl.load(pointers + start, mask=mask, other=0, eviction_policy="evict_first")
-        acc += weight.to(tl.float32) * x.to(tl.float32)[None, :]
-    out = tl.sum(acc, 1)
     if bias_ptr is not None:
         out += tl.load(bias_ptr + first + n, mask=keep, other=0).to(tl.float32)
     tl.store(out_ptr + first + n, out.to(out_ptr.dtype.element_ty), mask=keep)
@@ -90,34 +74,24 @@ def gemv_kernel(
 
 @triton.jit
 def skinny_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, partial_ptr, num_rows, num_cols, num_inner, x_stride, weight_stride,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, parts_ptr, num_rows, num_cols, num_inner, x_stride, weight_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N columns of all rows over part `program_id(1)` of K; partial results [SPLITS, rows, N] if there are."""
+    """BLOCK_N columns of all rows over part `program_id(1)` of K; to the parts [SPLITS, rows, N] if there are several."""
     first, split = tl.program_id(0) * BLOCK_N, tl.program_id(1)
-    m, n, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     share = tl.cdiv(tl.cdiv(num_inner, BLOCK_K), SPLITS) * BLOCK_K
     begin = split * share
     end = tl.minimum(begin + share, num_inner)
-    rows, cols = m < num_rows, n < num_cols - first
-    weight_ptr += first.to(tl.int64) * weight_stride
-    weights = weight_ptr + n[None, :].to(tl.int64) * weight_stride + k[:, None]
-    xs = x_ptr + m[:, None].to(tl.int64) * x_stride + k[None, :]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(begin, end, BLOCK_K):
-        if EVEN:
-            x = tl.load(xs + start, mask=rows[:, None], other=0)
-            weight = tl.load(weights + start, mask=cols[None, :], other=0, eviction_policy="evict_first")
-        else:
-            inside = k < num_inner - start
-            x = tl.load(xs + start, mask=rows[:, None] & inside[None, :], other=0)
-            mask = inside[:, None] & cols[None, :]
-            weight = tl.load(weights + start, mask=mask, other=0, eviction_policy="evict_first")
-        acc = tl.dot(x, weight, acc)
-    keep = rows[:, None] & cols[None, :]
+    acc, _ = skinny_tile(
+        x_ptr, weight_ptr, None, first, begin, end, num_rows, num_cols, num_inner, x_stride, weight_stride, 0,
+        BLOCK_M, BLOCK_N, BLOCK_K, EVEN,
+    )  # fmt: skip
+    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    cols = n < num_cols - first
+    keep = (m < num_rows)[:, None] & cols[None, :]
     at = m[:, None] * num_cols + first + n[None, :]
     if SPLITS > 1:
-        tl.store(partial_ptr + split.to(tl.int64) * num_rows * num_cols + at, acc, mask=keep)
+        tl.store(parts_ptr + split.to(tl.int64) * num_rows * num_cols + at, acc, mask=keep)
     else:
         if bias_ptr is not None:
             acc += tl.load(bias_ptr + first + n, mask=cols, other=0).to(tl.float32)[None, :]
@@ -125,36 +99,60 @@ def skinny_kernel(
 
 
 @triton.jit
+def sum_of_parts(pointers, keep, stride, SPLITS: tl.constexpr):
+    """The sum of SPLITS tiles that lie `stride` apart, in their order."""
+    acc = tl.load(pointers, mask=keep, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        acc += tl.load(pointers + split * stride, mask=keep, other=0.0)
+    return acc
+
+
+@triton.jit
 def combine_kernel(
-    partial_ptr, bias_ptr, out_ptr, num_rows, num_cols, SPLITS: tl.constexpr, BLOCK: tl.constexpr
+    parts_ptr, bias_ptr, out_ptr, num_rows, num_cols, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Add the parts of BLOCK outputs of row `program_id(1)`, and the bias."""
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     keep = n < num_cols
     at = tl.program_id(1) * num_cols + n
-    acc = tl.zeros((BLOCK,), tl.float32)
-    for split in tl.static_range(SPLITS):
-        acc += tl.load(partial_ptr + split * num_rows.to(tl.int64) * num_cols + at, mask=keep, other=0.0)
+    acc = sum_of_parts(parts_ptr + at, keep, num_rows.to(tl.int64) * num_cols, SPLITS)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n, mask=keep, other=0).to(tl.float32)
     tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=keep)
 
 
-def launch(p: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, partial: Tensor | None) -> None:
+def launch(p: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """x [M, K] times weight [N, K] transposed, plus bias [N], to out [M, N], contiguous; M is 1 to 16.
 
-    Rows of x and of the weight have unit stride. More than one row: 16-bit dtypes. `partial` as `workspace` says.
+    Rows of x and of the weight have unit stride. More than one row: 16-bit dtypes. For plans that do not cut K.
     """
-    (rows, k), n, tile = x.shape, weight.shape[0], p.tile
-    grid = triton.cdiv(n, tile.block_n)
-    blocks = {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "num_warps": tile.num_warps}
-    if p.splits == 0:
-        even = k % tile.block_k == 0
-        gemv_kernel[(grid,)](x, weight, bias, out, n, k, weight.stride(0), EVEN=even, **blocks)
+    if p.splits:
+        _launch_skinny(p, x, weight, bias, out, None)
         return
-    skinny_kernel[(grid, p.splits)](
-        x, weight, bias, out, partial, rows, n, k, x.stride(0), weight.stride(0), BLOCK_M=MAX_ROWS, SPLITS=p.splits,
-        EVEN=k % tile.block_k == 0, num_stages=tile.num_stages, **blocks,
+    k, n, tile = x.shape[1], weight.shape[0], p.tile
+    gemv_kernel[(triton.cdiv(n, tile.block_n),)](
+        x, weight, bias, out, n, k, weight.stride(0), BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+        EVEN=k % tile.block_k == 0, num_warps=tile.num_warps,
     )  # fmt: skip
-    if p.splits > 1:
-        combine_kernel[(triton.cdiv(n, 256), rows)](partial, bias, out, rows, n, SPLITS=p.splits, BLOCK=256)
+
+
+def launch_parts(p: Plan, x: Tensor, weight: Tensor, parts: Tensor) -> None:
+    """The same without a bias for plans that cut K: to parts float32 [splits, M, N], contiguous."""
+    _launch_skinny(p, x, weight, None, None, parts)
+
+
+def _launch_skinny(
+    p: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None, parts: Tensor | None
+) -> None:
+    (rows, k), n, tile = x.shape, weight.shape[0], p.tile
+    skinny_kernel[(triton.cdiv(n, tile.block_n), p.splits)](
+        x, weight, bias, out, parts, rows, n, k, x.stride(0), weight.stride(0), BLOCK_M=MAX_ROWS, BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k, SPLITS=p.splits, EVEN=k % tile.block_k == 0, num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )  # fmt: skip
+
+
+def launch_sum(parts: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """The sum of parts [splits, M, N], plus bias [N], to out [M, N], contiguous."""
+    splits, rows, n = parts.shape
+    combine_kernel[(triton.cdiv(n, 256), rows)](parts, bias, out, rows, n, SPLITS=splits, BLOCK=256)

@@ -41,13 +41,16 @@ def _weighted(x, rms, weight):
 
 
 @triton.jit
-def _heads(
-    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, s, token, num_tokens, first, num_heads, eps,
-    DIM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+def rotated_heads(
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, s, token, num_tokens, head, num_heads, eps,
+    DIM: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """Heads `first` on of one token: the halves of each apart, since the rotation turns one into the other."""
+    """Those heads of one token, normed and rotated: [heads, HALF] twice.
+
+    The halves of each are apart, since the rotation turns one into the other.
+    """
     batch, place = (token // num_tokens).to(tl.int64), (token % num_tokens).to(tl.int64)
-    head, dim = first + tl.arange(0, HEADS), tl.arange(0, HALF)
+    dim = tl.arange(0, HALF)
     half: tl.constexpr = DIM // 2
     seen = dim < half
     keep = (head < num_heads)[:, None] & seen[None, :]
@@ -63,9 +66,23 @@ def _heads(
     a, b = low.to(tl.float32), high.to(tl.float32)
     rms = tl.rsqrt(tl.div_rn(tl.sum(a * a + b * b, 1), DIM * 1.0) + eps)
     low, high = _weighted(low, rms, low_weight), _weighted(high, rms, high_weight)
+    return _rotated(low, -high, low_cos, low_sin), _rotated(high, low, high_cos, high_sin)
+
+
+@triton.jit
+def write_heads(
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, s, token, num_tokens, first, num_heads, eps,
+    DIM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Heads `first` on of one token, to contiguous [tokens, heads, D]."""
+    head, dim = first + tl.arange(0, HEADS), tl.arange(0, HALF)
+    low, high = rotated_heads(
+        x_ptr, weight_ptr, cos_ptr, sin_ptr, s, token, num_tokens, head, num_heads, eps, DIM, HALF
+    )
+    keep = (head < num_heads)[:, None] & (dim < DIM // 2)[None, :]
     out_ptr += (token.to(tl.int64) * num_heads + head[:, None]) * DIM + dim[None, :]
-    tl.store(out_ptr, _rotated(low, -high, low_cos, low_sin), mask=keep)
-    tl.store(out_ptr + half, _rotated(high, low, high_cos, high_sin), mask=keep)
+    tl.store(out_ptr, low, mask=keep)
+    tl.store(out_ptr + DIM // 2, high, mask=keep)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "q_heads", "k_heads"])
@@ -75,20 +92,26 @@ def qk_norm_rope_kernel(
 ):  # fmt: skip
     token, block, q_blocks = tl.program_id(0), tl.program_id(1), tl.cdiv(q_heads, HEADS)
     if block < q_blocks:
-        _heads(
+        write_heads(
             q_ptr, q_weight_ptr, cos_ptr, sin_ptr, q_out_ptr, q_strides, token, num_tokens, block * HEADS, q_heads, eps,
             DIM, HEADS, HALF,
         )  # fmt: skip
     else:
-        _heads(
+        write_heads(
             k_ptr, k_weight_ptr, cos_ptr, sin_ptr, k_out_ptr, k_strides, token, num_tokens, (block - q_blocks) * HEADS,
             k_heads, eps, DIM, HEADS, HALF,
         )  # fmt: skip
 
 
-def _strides(x: Tensor, cos: Tensor, sin: Tensor) -> Strides:
+def strides(x: Tensor, cos: Tensor, sin: Tensor) -> Strides:
+    """Those of `x` [B, S, heads, D] and of its tables."""
     tables = (stride for t in (cos, sin) for stride in (t.stride(0) if t.shape[0] > 1 else 0, t.stride(1)))
     return Strides(*x.stride()[:3], *tables)
+
+
+def heads_of(tokens: int) -> int:
+    """How many heads a program takes."""
+    return 1 if tokens <= FEW_TOKENS else MANY_HEADS
 
 
 def launch(
@@ -105,10 +128,9 @@ def launch(
     """Norm and rotate q [B, S, H, D] and k [B, S, G, D] into contiguous ones; cos and sin [B or 1, S, D]."""
     batch, num_tokens, q_heads, dim = q.shape
     k_heads = k.shape[2]
-    heads = 1 if batch * num_tokens <= FEW_TOKENS else MANY_HEADS
-    half = triton.next_power_of_2(dim // 2)
+    heads, half = heads_of(batch * num_tokens), triton.next_power_of_2(dim // 2)
     qk_norm_rope_kernel[(batch * num_tokens, triton.cdiv(q_heads, heads) + triton.cdiv(k_heads, heads))](
-        q, k, q_weight, k_weight, cos, sin, q_out, k_out, _strides(q, cos, sin), _strides(k, cos, sin),
+        q, k, q_weight, k_weight, cos, sin, q_out, k_out, strides(q, cos, sin), strides(k, cos, sin),
         num_tokens, q_heads, k_heads, eps, DIM=dim, HEADS=heads, HALF=half,
         num_warps=max(1, heads * half // 512),
     )  # fmt: skip

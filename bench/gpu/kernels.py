@@ -24,6 +24,7 @@ SOURCE = "copy of 1 GiB, product of 8192^3"
 # By the numbers of the kernels' plan: G8 products of few rows, G7 and G6 small ones, G1 to G3 experts, G4 attention.
 CASES = [
     *(Case("linear", "8B", t, detail=d) for d in ("gate_proj", "down_proj", "q_proj", "lm_head") for t in (1, 8, 16)),
+    *(Case(op, "8B", t) for op in ("linear_group", "linear_silu_mul") for t in (1, 8, 16)),
     *(Case("moe_experts", "30B-A3B", t) for t in (1, 8, 64, 512)),
     *(Case("paged_attention", "30B-A3B", rows, detail=f"{rows}x8192-p16") for rows in (16, 1)),
     *(Case("paged_attention", "8B", 16, detail=f"16x8192-{pages}") for pages in ("p64", "p16-int8")),
@@ -45,6 +46,8 @@ def on_gpu(work: Work) -> Work:
     moved: dict[int, Tensor] = {}
 
     def move(value: Any) -> Any:
+        if isinstance(value, list):
+            return [move(one) for one in value]
         if not isinstance(value, Tensor):
             return value
         if id(value) not in moved:

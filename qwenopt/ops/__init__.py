@@ -10,12 +10,17 @@ from qwenopt.ops.kv_append import KV_APPEND
 from qwenopt.ops.kv_gather import KV_GATHER, PAGED_MASK
 from qwenopt.ops.kv_reserve import KV_RESERVE
 from qwenopt.ops.linear import LINEAR
+from qwenopt.ops.linear_add_rms_norm import LINEAR_ADD_RMS_NORM
+from qwenopt.ops.linear_group import LINEAR_GROUP
+from qwenopt.ops.linear_silu_mul import LINEAR_SILU_MUL
 from qwenopt.ops.logit_signals import LOGIT_SIGNALS
 from qwenopt.ops.moe_experts import MOE_EXPERTS
 from qwenopt.ops.moe_route import MOE_ROUTE
 from qwenopt.ops.op import Choice, Op, Provider
 from qwenopt.ops.paged_attention import PAGED_ATTENTION
 from qwenopt.ops.qk_norm_rope import QK_NORM_ROPE
+from qwenopt.ops.qk_norm_rope_append import QK_NORM_ROPE_APPEND
+from qwenopt.ops.qk_norm_rope_static_append import QK_NORM_ROPE_STATIC_APPEND
 from qwenopt.ops.rms_norm import RMS_NORM
 from qwenopt.ops.silu_mul import SILU_MUL
 from qwenopt.ops.top_tokens import TOP_TOKENS
@@ -40,6 +45,11 @@ OPS: dict[str, Op] = {
         BUDGET_GUARD,
         TOP_TOKENS,
         BUDGET_STEP,
+        LINEAR_SILU_MUL,
+        LINEAR_GROUP,
+        LINEAR_ADD_RMS_NORM,
+        QK_NORM_ROPE_APPEND,
+        QK_NORM_ROPE_STATIC_APPEND,
     )
 }
 
@@ -52,6 +62,9 @@ __all__ = [
     "KV_GATHER",
     "KV_RESERVE",
     "LINEAR",
+    "LINEAR_ADD_RMS_NORM",
+    "LINEAR_GROUP",
+    "LINEAR_SILU_MUL",
     "LOGIT_SIGNALS",
     "MOE_EXPERTS",
     "MOE_ROUTE",
@@ -59,6 +72,8 @@ __all__ = [
     "PAGED_ATTENTION",
     "PAGED_MASK",
     "QK_NORM_ROPE",
+    "QK_NORM_ROPE_APPEND",
+    "QK_NORM_ROPE_STATIC_APPEND",
     "RMS_NORM",
     "SILU_MUL",
     "TOP_TOKENS",

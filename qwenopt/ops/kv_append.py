@@ -43,7 +43,7 @@ def check_pools(op: str, k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None,
         )
 
 
-def _check(
+def check_append(
     k_pool: Tensor,
     v_pool: Tensor,
     k_scale: Tensor | None,
@@ -52,6 +52,7 @@ def _check(
     v: Tensor,
     slots: Tensor,
 ) -> None:
+    """Raise unless pools, scales, what is to be written and its slots fit together."""
     check_pools("kv_append", k_pool, v_pool, k_scale, v_scale)
     torch._check(
         k.dim() == 4 and k.shape == v.shape and k.shape[1] == k_pool.shape[1] and k.shape[3] == k_pool.shape[3],
@@ -91,7 +92,7 @@ def kv_append(
     written to, exactly where the pools are int8. k and v [B, G, S, D]; slots int64 [B * S], one for each token in the
     order of `b * S + s`; a negative slot writes nothing; no two may be the same.
     """
-    _check(k_pool, v_pool, k_scale, v_scale, k, v, slots)
+    check_append(k_pool, v_pool, k_scale, v_scale, k, v, slots)
     keep = slots >= 0
     pages, places = slots[keep] // k_pool.shape[2], slots[keep] % k_pool.shape[2]
     for pool, scale, x in ((k_pool, k_scale, k), (v_pool, v_scale, v)):
@@ -113,10 +114,10 @@ def _fake(
     v: Tensor,
     slots: Tensor,
 ) -> None:
-    _check(k_pool, v_pool, k_scale, v_scale, k, v, slots)
+    check_append(k_pool, v_pool, k_scale, v_scale, k, v, slots)
 
 
-KV_APPEND = Op(kv_append, check=_check, fake=_fake, mutates=("k_pool", "v_pool", "k_scale", "v_scale"))
+KV_APPEND = Op(kv_append, check=check_append, fake=_fake, mutates=("k_pool", "v_pool", "k_scale", "v_scale"))
 
 
 def pools_fit(k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> str | None:

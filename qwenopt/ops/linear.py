@@ -37,11 +37,16 @@ def _most_rows(dtype: torch.dtype) -> float:
     return MAX_ROWS
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_weight(op: str, x: Tensor, weight: Tensor) -> None:
+    """Raise unless `weight` is a matrix whose rows are as long as those of `x`."""
     torch._check(
         weight.dim() == 2 and x.dim() >= 1 and x.shape[-1] == weight.shape[1],
-        lambda: f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)}; need (..., K) and (N, K)",
+        lambda: f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)}; need (..., K) and (N, K)",
     )
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_weight("linear", x, weight)
     if bias is not None:
         torch._check(
             bias.dim() == 1 and bias.shape[0] == weight.shape[0],

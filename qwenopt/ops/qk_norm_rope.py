@@ -23,7 +23,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + rotated * sin
 
 
-def _check(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
+def check_heads(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
+    """Raise unless queries, keys, weights and tables fit together."""
     torch._check(
         q.dim() == 4 and k.dim() == 4 and q.shape[-1] == k.shape[-1] and q.shape[:2] == k.shape[:2],
         lambda: f"qk_norm_rope: q {tuple(q.shape)} and k {tuple(k.shape)}; need (B, S, H, D) and (B, S, G, D)",
@@ -48,14 +49,14 @@ def qk_norm_rope(
     q [B, S, H, D], k [B, S, G, D]; q_weight and k_weight [D]; cos and sin [B or 1, S, D] in the dtype of q. Returns
     q [B, H, S, D] and k [B, G, S, D], laid out as transposed [B, S, heads, D]. D must be even.
     """
-    _check(q, k, q_weight, k_weight, cos, sin, eps)
+    check_heads(q, k, q_weight, k_weight, cos, sin, eps)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     q_out = _rotate(rms_norm(q, q_weight, eps).transpose(1, 2), cos, sin)
     k_out = _rotate(rms_norm(k, k_weight, eps).transpose(1, 2), cos, sin)
     return q_out, k_out
 
 
-QK_NORM_ROPE = Op(qk_norm_rope, check=_check)
+QK_NORM_ROPE = Op(qk_norm_rope, check=check_heads)
 
 
 def _accepts(

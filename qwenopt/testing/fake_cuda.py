@@ -7,8 +7,6 @@ machine. What reads a number back, or mixes devices, raises on the way.
 from __future__ import annotations
 
 import ctypes
-import importlib
-import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -46,10 +44,14 @@ def allow_cuda_views() -> str | None:
 
 
 class FakeGpu:
-    """Makes fake CUDA tensors, all of one mode: those of one test. `with gpu.mode` new tensors are fake, too."""
+    """Makes fake CUDA tensors, all of one mode: those of one test. `with gpu.mode` new tensors are fake, too.
+
+    `launched` names the Triton kernels started on it, in order, and inside of `with Launches(gpu)` what torch would start.
+    """
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.launched: list[str] = []
 
     def tensor(self, t: Tensor) -> Tensor:
         """A tensor on the GPU with the shape, strides and dtype of `t`."""
@@ -79,10 +81,31 @@ def fake_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
         mock.patch.object(gpu, "find_capability", return_value=capability),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
         mock.patch.object(torch.cuda, "device_of", return_value=nullcontext()),
-        _no_launches(),
+        _noting(fake.launched),
         torch.no_grad(),
     ):
         yield fake
+
+
+class Launches(TorchDispatchMode):
+    """Notes torch's own operations, among the Triton kernels: one for each that computes something on the GPU.
+
+    Views and new memory start no kernel.
+    """
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        super().__init__()
+        self.launched = gpu.launched
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":  # asks a tensor for its device
+            return result
+        on_gpu = any(isinstance(t, Tensor) and t.device.type == "cuda" for t in tree_leaves((args, kwargs, result)))
+        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if on_gpu and not is_view and not func.__name__.startswith(("empty", "new_empty", "_unsafe_view", "detach")):
+            self.launched.append(func.__name__)
+        return result
 
 
 class HostReads(TorchDispatchMode):
@@ -105,19 +128,11 @@ class HostReads(TorchDispatchMode):
         return result
 
 
-@contextmanager
-def _no_launches() -> Iterator[None]:
-    """Every `launch` of qwenopt.triton_kernels does nothing."""
-    from qwenopt import triton_kernels
+def _noting(launched: list[str]) -> Any:
+    """Every launch of a Triton kernel notes its name instead."""
+    from triton.runtime.jit import JITFunction
 
-    names = [info.name for info in pkgutil.iter_modules(triton_kernels.__path__)]
-    modules: list[Any] = [importlib.import_module(f"qwenopt.triton_kernels.{name}") for name in names]
-    launching = [module for module in modules if hasattr(module, "launch")]
-    patches: list[Any] = [mock.patch.object(m, "launch") for m in launching]
-    for patch in patches:
-        patch.start()
-    try:
-        yield
-    finally:
-        for patch in patches:
-            patch.stop()
+    def note(self: Any, *args: Any, **kwargs: Any) -> None:
+        launched.append(self.fn.__name__)
+
+    return mock.patch.object(JITFunction, "run", note)

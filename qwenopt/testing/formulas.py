@@ -29,6 +29,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias.double()
 
 
+def linear_group(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    return [linear(x, weight, None) for weight in weights]
+
+
+def linear_silu_mul(x: Tensor, gate_weight: Tensor, up_weight: Tensor) -> Tensor:
+    return silu_mul(linear(x, gate_weight, None), linear(x, up_weight, None))
+
+
+def linear_add_rms_norm(
+    x: Tensor, weight: Tensor, residual: Tensor, norm_weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return add_rms_norm(linear(x, weight, None), residual, norm_weight, eps)
+
+
 def qk_norm_rope(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -194,6 +208,9 @@ FORMULAS: dict[str, Any] = {
         add_rms_norm,
         silu_mul,
         linear,
+        linear_group,
+        linear_silu_mul,
+        linear_add_rms_norm,
         qk_norm_rope,
         attention,
         kv_append,

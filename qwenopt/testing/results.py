@@ -19,7 +19,7 @@ def results(op: Op, call: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Te
     if written:
         assert returned is None, f"{op.name} returns what it should write"
         return tuple(own[i] for i in written)
-    return returned if isinstance(returned, tuple) else (returned,)
+    return tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
 
 
 def copy_of(x: Tensor) -> Tensor:

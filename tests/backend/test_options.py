@@ -12,7 +12,7 @@ from torch import nn
 import qwenopt
 from qwenopt.backend import compile_graph
 from qwenopt.errors import OptionError, QwenoptError
-from qwenopt.graphs import PASSES
+from qwenopt.graphs import MERGES, PASSES
 from qwenopt.ops import OPS
 from qwenopt.options import OP_NAMES, Options
 from qwenopt.testing.decode import one_thread, prompt
@@ -101,7 +101,7 @@ def test_inductor_keys_are_passed_on() -> None:
 
 
 def test_every_op_can_be_disabled() -> None:
-    passes = {name for name, _ in PASSES if name}
+    passes = {name for name, _ in (*PASSES, *MERGES) if name}
     assert set(OP_NAMES) == passes
     assert passes <= set(OPS)
     assert Options.parse(None, {"disable": list(OP_NAMES)}).disable == frozenset(OP_NAMES)

@@ -12,7 +12,7 @@ import pytest
 
 from qwenopt import cli
 from qwenopt.cli import doctor, machine
-from qwenopt.options import OP_NAMES
+from qwenopt.graphs import PASSES
 
 WITHOUT_TORCH = """
 import sys
@@ -38,7 +38,7 @@ def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert machine.cpu_model() in shown
     data = json.loads(path.read_text())
     same_for_all_dtypes = {"budget_guard", "budget_step"}
-    assert set(data["ops"]) == set(OP_NAMES) - same_for_all_dtypes
+    assert set(data["ops"]) == {name for name, _ in PASSES if name} - same_for_all_dtypes
     assert all(set(by_dtype) == {"float32", "bfloat16", "float16"} for by_dtype in data["ops"].values())
     names = [finding["name"] for finding in data["findings"]]
     assert {"torch", "transformers", "native kernels", "C++ compiler", "triton", "cupy"} <= set(names)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from qwenopt.ops.triton.linear import planned_linear
+from qwenopt.ops.triton.linear_group import planned_linear_group
+from qwenopt.ops.triton.linear_silu_mul import planned_linear_silu_mul
 from qwenopt.ops.triton.moe_experts import planned_experts
 from qwenopt.testing.compiled import MAX_SHARED_BYTES, Kernel, assert_fits, compiled, wide_copies
 
@@ -52,6 +54,66 @@ def test_few_rows_are_multiplied_by_matrix_instructions(n: int, k: int, dtype: t
     # 16 rows are half of what wgmma multiplies at least; the reading is the work here, and mma.sync keeps up with it.
     assert "mma.sync" in kernel.ptx
     assert wide_copies(kernel) >= 16
+
+
+def group(capability: int, rows: int, columns: tuple[int, ...], k: int, dtype: torch.dtype = BF16) -> Kernel:
+    weights = [weight(n, k, dtype=dtype) for n in columns]
+    (kernel,) = compiled(capability, planned_linear_group, NUM_SMS, weight(rows, k, dtype=dtype), weights)
+    assert_fits(kernel, capability, MAX_SPILL_BYTES)
+    return kernel
+
+
+def gated(capability: int, rows: int, n: int, k: int, dtype: torch.dtype = BF16) -> Kernel:
+    args = (weight(rows, k, dtype=dtype), weight(n, k, dtype=dtype), weight(n, k, dtype=dtype))
+    (kernel,) = compiled(capability, planned_linear_silu_mul, NUM_SMS, *args)
+    assert_fits(kernel, capability, MAX_SPILL_BYTES)
+    return kernel
+
+
+QKV = [(2048, 1024, 1024), (8192, 1024, 1024), (20000, 20000)]  # the last one for wide tiles
+
+
+@pytest.mark.parametrize("dtype", [BF16, HALF, FP32], ids=str)
+@pytest.mark.parametrize("columns", QKV, ids=str)
+def test_a_group_of_one_row_is_read_in_vectors(columns: tuple[int, ...], dtype: torch.dtype, capability: int) -> None:
+    kernel = group(capability, 1, columns, 1024, dtype)
+    assert kernel.name == "group_gemv_kernel"
+    assert wide_loads(kernel) >= 4, "as linear: that a weight is one of several must not hide how it is aligned"
+    assert kernel.shared_bytes <= 2048
+
+
+@pytest.mark.parametrize("dtype", [BF16, HALF], ids=str)
+@pytest.mark.parametrize("columns", QKV, ids=str)
+def test_a_group_of_few_rows_is_multiplied_by_matrix_instructions(
+    columns: tuple[int, ...], dtype: torch.dtype, capability: int
+) -> None:
+    kernel = group(capability, 16, columns, 1024, dtype)
+    assert kernel.name == "group_skinny_kernel"
+    assert "mma.sync" in kernel.ptx
+    alone = {one.name: one for one in linear(capability, 16, sum(columns), 1024, dtype)}["skinny_kernel"]
+    assert wide_copies(kernel) >= wide_copies(alone), "as far ahead as linear reads"
+    assert kernel.shared_bytes <= alone.shared_bytes, "the weights of its neighbours take none of a program's memory"
+
+
+@pytest.mark.parametrize("dtype", [BF16, HALF, FP32], ids=str)
+@pytest.mark.parametrize(("n", "k"), [(3072, 1024), (12288, 4096), (40000, 1024)])
+def test_gate_and_up_of_one_row_are_read_in_vectors(n: int, k: int, dtype: torch.dtype, capability: int) -> None:
+    kernel = gated(capability, 1, n, k, dtype)
+    assert kernel.name == "gated_gemv_kernel"
+    assert wide_loads(kernel) >= 4, "two rows of each for a warp: as many as linear has"
+    assert kernel.shared_bytes <= 2048
+
+
+@pytest.mark.parametrize("dtype", [BF16, HALF], ids=str)
+@pytest.mark.parametrize(("n", "k"), [(3072, 1024), (12288, 4096), (40000, 1024)])
+def test_gate_and_up_of_few_rows_are_multiplied_by_matrix_instructions(
+    n: int, k: int, dtype: torch.dtype, capability: int
+) -> None:
+    kernel = gated(capability, 16, n, k, dtype)
+    assert kernel.name == "gated_skinny_kernel"
+    assert kernel.ptx.count("mma.sync") >= 2
+    assert wide_copies(kernel) >= 16
+    assert dtype != BF16 or len(re.findall(r"cvt\.rn\.bf16", kernel.ptx)) >= 4, "products, silu and result are rounded"
 
 
 EXPERTS = {"30B-A3B": (128, 2048, 768), "235B-A22B": (128, 4096, 1536), "30B-A3B over 8": (128, 2048, 96)}  # E, N, I
@@ -114,5 +176,7 @@ def test_sizes_of_one_compile(rows: int) -> None:
     """The compiler takes an argument of 1 for a constant, which the interpreter does not."""
     if rows <= 16:
         assert compiled(90, planned_linear, NUM_SMS, weight(rows, 1), weight(1, 1), weight(1))
+        assert compiled(90, planned_linear_group, NUM_SMS, weight(rows, 1), [weight(1, 1)] * 3)
+        assert compiled(90, planned_linear_silu_mul, NUM_SMS, weight(rows, 1), weight(1, 1), weight(1, 1))
     x, ids, scores = weight(rows, 1), torch.empty(rows, 1).long(), weight(rows, 1)
     assert compiled(90, planned_experts, 9, x, ids, scores, weight(1, 2, 1), weight(1, 1, 1))

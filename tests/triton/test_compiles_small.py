@@ -15,6 +15,7 @@ from qwenopt.ops.triton.budget_guard import budget_guard
 from qwenopt.ops.triton.budget_step import budget_step
 from qwenopt.ops.triton.moe_route import moe_route
 from qwenopt.ops.triton.qk_norm_rope import qk_norm_rope
+from qwenopt.ops.triton.qk_norm_rope_append import qk_norm_rope_append
 from qwenopt.ops.triton.rms_norm import rms_norm
 from qwenopt.ops.triton.silu_mul import silu_mul
 from qwenopt.testing.budget_rows import random_rows
@@ -106,6 +107,26 @@ def test_qk_norm_rope_compiles(tokens: int, dim: int, dtype: torch.dtype, capabi
         assert wide(kernel, "st") >= 4
     else:
         assert kernel.num_warps == 1
+
+
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("tokens", [1, 512])
+def test_qk_norm_rope_append_compiles(tokens: int, dim: int, coded: bool, capability: int) -> None:
+    q, k, v = zeros(1, tokens, 48, dim).split([32, 8, 8], 2)
+    weight, table = zeros(dim), zeros(1, tokens, dim)
+    pools = [zeros(9, 8, 16, dim, dtype=torch.int8 if coded else BF16) for _ in range(2)]
+    scales = [zeros(9, 8, 16, dtype=FP32) if coded else None for _ in range(2)]
+    rest = (*pools, *scales, v.transpose(1, 2), torch.zeros(tokens, dtype=torch.int64))
+    kernel = only(capability, qk_norm_rope_append, q, k, weight, weight, table, table, 1e-6, *rest)
+    assert kernel.registers <= 128
+    assert kernel.shared_bytes <= 2048
+    if tokens > 1:
+        assert wide(kernel) >= 6  # two halves each of queries, keys and values
+        assert coded or wide(kernel, "st") >= 6
+    else:
+        assert kernel.num_warps == 1
+    assert not coded or "div.rn.f32" in kernel.ptx
 
 
 @DTYPES

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwenopt.ops import LINEAR, MOE_EXPERTS
+from qwenopt.ops import LINEAR, LINEAR_GROUP, LINEAR_SILU_MUL, MOE_EXPERTS
 from qwenopt.testing.cases import Case, cases
 from qwenopt.testing.tolerance import assert_as_accurate
 
@@ -72,6 +72,35 @@ def test_linear_cases(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 8, 16, 17])
 def test_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
     check(LINEAR, rows_and_weight(rows, n, k, dtype, bias=k == 3072))
+
+
+@DTYPES
+@pytest.mark.parametrize("case", cases("linear_silu_mul"), ids=str)
+def test_linear_silu_mul_cases(case: Case, dtype: torch.dtype) -> None:
+    check(LINEAR_SILU_MUL, case.build(dtype))
+
+
+@DTYPES
+@pytest.mark.parametrize(("n", "k"), [(3072, 1024), (12288, 4096), (9728, 2560)])
+@pytest.mark.parametrize("rows", [1, 2, 8, 16, 17])
+def test_linear_silu_mul(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
+    x, gate, _ = rows_and_weight(rows, n, k, dtype)
+    check(LINEAR_SILU_MUL, (x, gate, rows_and_weight(1, n, k, dtype)[1]))
+
+
+@DTYPES
+@pytest.mark.parametrize(("columns", "k"), [((2048, 1024, 1024), 1024), ((4096, 1024, 1024), 4096), ((512, 512), 2048)])
+@pytest.mark.parametrize("rows", [1, 2, 8, 16, 17])
+def test_linear_group(rows: int, columns: tuple[int, ...], k: int, dtype: torch.dtype) -> None:
+    x = torch.randn(rows, k).to(dtype).cuda()
+    weights = [(torch.randn(n, k) * k**-0.5).to(dtype).cuda() for n in columns]
+    choice = LINEAR_GROUP.choose((x, weights))
+    assert choice.provider is not None, choice.reason
+    found, again = choice.provider.overload(x, weights), choice.provider.overload(x, weights)
+    for one, same, weight in zip(found, again, weights, strict=True):
+        assert torch.equal(one, same), "the same arguments give the same bits"
+        truth = x.double() @ weight.double().t()
+        assert_as_accurate(one.cpu(), LINEAR.reference(x, weight, None).cpu(), truth.cpu())
 
 
 @pytest.mark.parametrize("rows", [1, 4])

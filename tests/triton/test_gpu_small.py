@@ -107,6 +107,33 @@ def test_many_rows(dtype: torch.dtype) -> None:
         assert_as_accurate(found.cpu(), eager.cpu(), truth[0] if isinstance(truth, tuple) else truth)
 
 
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 16, 300])
+def test_an_append_with_its_rotation(tokens: int, dtype: torch.dtype, coded: bool) -> None:
+    """What the two do one after the other, but for a last bit: products and sums of both may be joined differently."""
+    q, k, v = torch.randn(1, tokens, 48, 128, device="cuda").to(dtype).split([32, 8, 8], 2)
+    weight, table = torch.rand(128, device="cuda").to(dtype), torch.randn(1, tokens, 128, device="cuda").to(dtype)
+    shape = (tokens // 16 + 2, 8, 16, 128)
+    pools = [torch.zeros(shape, dtype=torch.int8 if coded else dtype, device="cuda") for _ in range(2)]
+    scales = [torch.zeros(shape[:3], device="cuda") if coded else None for _ in range(2)]
+    rope = (q, k, weight, weight, table, table, 1e-6)
+    slots = torch.randperm(shape[0] * 16, device="cuda")[:tokens]
+    apart = [None if t is None else t.clone() for t in (*pools, *scales)]
+    rest = (*pools, *scales, v.transpose(1, 2), slots)
+    found = chosen(OPS["qk_norm_rope_append"], (*rope, *rest))(*rope, *rest)
+    queries, keys = chosen(OPS["qk_norm_rope"], rope)(*rope)
+    OPS["kv_append"].reference(*apart, keys, v.transpose(1, 2), slots)
+    near = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-3}
+    torch.testing.assert_close(found, queries, **near)
+    for one, same in zip((*pools, *scales), apart, strict=True):
+        if same is not None and one.dtype == torch.int8:
+            assert (one.int() - same.int()).abs().max() <= 1
+            assert (one != same).float().mean() < 0.01
+        elif same is not None:
+            torch.testing.assert_close(one, same, **near)
+
+
 def test_a_norm_in_a_cuda_graph() -> None:
     x, weight = torch.randn(3, 1024, device="cuda"), torch.rand(1024, device="cuda")
     call = chosen(RMS_NORM, (x, weight, 1e-6))

@@ -21,8 +21,16 @@ def accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return one_device(**tensors) or one_dtype(**tensors) or unit_strides(weight=weight, bias=bias)
 
 
-def _on_kernel(rows: int, x: Tensor) -> bool:
+def on_kernel(x: Tensor) -> bool:
+    """Whether products of the rows of `x` [..., K] go to a kernel, not to cuBLAS."""
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
     return rows == 1 or (1 < rows <= MAX_ROWS and x.dtype != torch.float32)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """`x` [..., K] as rows [M, K] of unit stride: where it lies, or a copy."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -31,18 +39,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def planned_linear(num_sms: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`linear` as it is run on a device of so many multiprocessors."""
-    n, k = weight.shape
-    rows = x.numel() // k if k else 0
-    if n == 0 or not _on_kernel(rows, x):
-        return F.linear(x, weight, bias)
-    from qwenopt.triton_kernels.linear import launch, plan, workspace
+    if (parts := planned_parts(num_sms, x, weight)) is not None:
+        from qwenopt.triton_kernels.linear import launch_sum
 
-    p = plan(rows, n, k, num_sms)
-    flat = x.reshape(rows, k)
-    flat = flat if flat.stride(1) == 1 else flat.contiguous()
+        out = torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
+        with torch.cuda.device_of(x):
+            launch_sum(parts, bias, out)
+        return out
+    n, k = weight.shape
+    if n == 0 or not on_kernel(x):
+        return F.linear(x, weight, bias)
+    from qwenopt.triton_kernels.linear import launch, plan
+
+    flat = rows_of(x)
     out = torch.empty(*x.shape[:-1], n, dtype=x.dtype, device=x.device)
-    size = workspace(p, rows, n)
-    partial = torch.empty(size, dtype=torch.float32, device=x.device) if size else None
     with torch.cuda.device_of(x):
-        launch(p, flat, weight, bias, out, partial)
+        launch(plan(len(flat), n, k, num_sms), flat, weight, bias, out)
     return out
+
+
+def planned_parts(num_sms: int, x: Tensor, weight: Tensor) -> Tensor | None:
+    """What adds up to `x @ weight.T`, float32 [parts, rows, N], where K is cut to fill the device; else None."""
+    n, k = weight.shape
+    if n == 0 or not on_kernel(x):
+        return None
+    from qwenopt.triton_kernels.linear import launch_parts, plan
+
+    flat = rows_of(x)
+    p = plan(len(flat), n, k, num_sms)
+    if p.splits < 2:
+        return None
+    parts = torch.empty(p.splits, len(flat), n, dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        launch_parts(p, flat, weight, parts)
+    return parts
