@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from torch.fx import GraphModule
 
 from qwenopt.graphs.add_rms_norm import raise_add_rms_norm
+from qwenopt.graphs.advance import merge_advances
 from qwenopt.graphs.attention import raise_attention
 from qwenopt.graphs.budget_step import raise_budget_guard, raise_budget_step
 from qwenopt.graphs.canonicalize import canonicalize
@@ -28,6 +29,7 @@ from qwenopt.graphs.moe_route import raise_moe_route
 from qwenopt.graphs.paged_attention import raise_paged_attention
 from qwenopt.graphs.qk_norm_rope import raise_qk_norm_rope
 from qwenopt.graphs.qk_norm_rope_append import merge_qk_norm_rope_append
+from qwenopt.graphs.qk_norm_rope_static_append import merge_qk_norm_rope_static_append
 from qwenopt.graphs.rms_norm import raise_rms_norm
 from qwenopt.graphs.silu_mul import raise_silu_mul
 from qwenopt.graphs.top_tokens import raise_top_tokens
@@ -61,6 +63,8 @@ MERGES: list[tuple[str, Callable[[Merging], None]]] = [
     ("linear_add_rms_norm", merge_linear_add_rms_norm),  # before it, too: what feeds a norm is worth more there
     ("linear_group", merge_linear_group),
     ("qk_norm_rope_append", merge_qk_norm_rope_append),  # anywhere
+    ("qk_norm_rope_static_append", merge_qk_norm_rope_static_append),  # anywhere
+    ("", merge_advances),  # after it: it moves the counting behind each layer's append
 ]
 
 

@@ -14,4 +14,4 @@ def merge_linear_add_rms_norm(merging: Merging) -> None:
         if linear is not None and linear.node.args[2] is None:
             results = {node: index for index, node in items(norm.node).items()}
             args = (*linear.node.args[:2], *rest)
-            merging.replace(LINEAR_ADD_RMS_NORM, (linear, norm), args, results, at=norm)
+            merging.replace(LINEAR_ADD_RMS_NORM, (linear, norm), args, results, at=norm.node)

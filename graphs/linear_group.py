@@ -20,4 +20,4 @@ def merge_linear_group(merging: Merging) -> None:
         if len(parts) > 1:
             weights = [part.node.args[1] for part in parts]
             results: dict[Any, int | None] = {part.node: i for i, part in enumerate(parts)}
-            merging.replace(LINEAR_GROUP, parts, (x, weights), results, at=parts[0])
+            merging.replace(LINEAR_GROUP, parts, (x, weights), results, at=parts[0].node)

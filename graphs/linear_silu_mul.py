@@ -15,4 +15,4 @@ def merge_linear_silu_mul(merging: Merging) -> None:
         (x, gate_weight, gate_bias), (other, up_weight, up_bias) = gate.node.args, up.node.args
         if x is other and gate_bias is up_bias is None:
             args = (x, gate_weight, up_weight)
-            merging.replace(LINEAR_SILU_MUL, (gate, up, product), args, {product.node: None}, at=product)
+            merging.replace(LINEAR_SILU_MUL, (gate, up, product), args, {product.node: None}, at=product.node)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -46,33 +47,35 @@ class Merging:
         args: tuple[Any, ...],
         results: Mapping[Node, int | None],
         *,
-        at: Raised,
+        at: Node,
+        others: Sequence[Node] = (),
     ) -> bool:
-        """Put `op(*args)` in the place of `at`, one of the parts, and erase the parts; whether that was done.
+        """Put `op(*args)` in the place of `at`, and erase the parts and the `others` that go with them; whether it did.
 
-        `results` names the nodes, parts or items of parts, that others use, and what replaces each: an item of what the
-        op returns, or (None) all of it. Nothing is done where no kernel takes these arguments or where it would not be
-        the same: an argument is computed after `at`, a result used before it or another one anywhere, or a part would
-        move past something that writes to memory which it reads.
+        `at` is one of them. `results` names the nodes, parts or items of parts, that are used elsewhere, and what
+        replaces each: an item of what the op returns, or (None) all of it. Nothing is done where no kernel takes these
+        arguments or where it would not be the same: an argument is computed after `at`, a result used before it or
+        another one anywhere, or a part would move past something that writes to memory which it reads, or touches
+        memory which it writes to.
         """
         provider = op.choose(map_arg(args, spelling.fake)).provider
-        interior = [node for part in parts for node in (part.node, *items(part.node).values())]
-        if provider is None or not self._is_safe(interior, args, results, at.node):
+        interior = [*others, *(node for part in parts for node in (part.node, *items(part.node).values()))]
+        if provider is None or not self._is_safe(interior, args, results, at):
             return False
         graph = self.gm.graph
-        with graph.inserting_before(at.node):
+        with graph.inserting_before(at):
             call = graph.call_function(op.default, args)
-            self._writes.place(call, at.node)
+            self._writes.place(call, at)
             for node, index in results.items():
                 result = call
                 if index is not None:
                     result = graph.call_function(operator.getitem, (call, index))
-                    self._writes.place(result, at.node)
+                    self._writes.place(result, at)
                 result.meta = dict(node.meta)
                 node.replace_all_uses_with(result)
         for node in sorted(interior, key=self._writes.order.__getitem__, reverse=True):
             graph.erase_node(node)
-        self._note(Raised(op, call, Site(op.name, spelling.module_path(at.node)), provider), parts)
+        self._note(Raised(op, call, Site(op.name, spelling.module_path(at)), provider), parts)
         return True
 
     def _is_safe(
@@ -85,13 +88,40 @@ class Merging:
             outside = [user for user in node.users if user not in inside]
             if any(node not in results or order[user] < order[at] for user in outside):
                 return False
-            if node is not at and written_nodes(node):
+            if not self._untouched(node, at, inside):
                 return False
         if any(order[node] > order[at] for node in needed):
             return False
         ids = frozenset().union(*(storage_ids(node) for node in (*needed, *interior)))
         first, last = min(map(order.__getitem__, interior)), max(map(order.__getitem__, interior))
         return all(node in inside for node in self._writes.between(first, last, ids))
+
+    def position(self, node: Node) -> float:
+        """Where in the graph a node is."""
+        return self._writes.order[node]
+
+    def move_behind(self, node: Node, anchor: Node) -> bool:
+        """Move a node that writes, and whose result nobody uses, behind a later one; whether that is the same."""
+        if node.users or not self._untouched(node, anchor, {node}):
+            return False
+        following = anchor.next
+        anchor.append(node)
+        self._writes.place(node, following)
+        return True
+
+    def _untouched(self, node: Node, until: Node, inside: Collection[Node]) -> bool:
+        """Whether nothing else between a node and a later one, that included, touches what the node writes to."""
+        written = frozenset().union(*(storage_ids(n) for n in written_nodes(node)))
+        if not written:
+            return True
+        other, end = node.next, until.next
+        while other is not end:
+            if other.op == "root":
+                return False  # `until` is not later
+            if other not in inside and any(storage_ids(n) & written for n in other.all_input_nodes):
+                return False
+            other = other.next
+        return True
 
     def _note(self, merged: Raised, parts: Sequence[Raised]) -> None:
         assert merged.provider is not None
@@ -106,3 +136,11 @@ class Merging:
 def items(node: Node) -> dict[int, Node]:
     """The nodes that take the results of a node apart, by index."""
     return {user.args[1]: user for user in node.users if user.target is operator.getitem}  # type: ignore[misc]
+
+
+def is_advance(node: Node) -> bool:
+    """Whether a node counts a number on by as many as the graph says, `length.add_(n)`, and its result is not used."""
+    if node.op != "call_method" or node.target != "add_" or len(node.args) != 2 or node.kwargs or node.users:
+        return False
+    x = spelling.fake(node.args[0])
+    return isinstance(node.args[1], int) and x.dtype == torch.int64 and x.dim() == 0

@@ -102,11 +102,11 @@ class Writes:
     def __init__(self, graph: torch.fx.Graph) -> None:
         self.order = {node: float(i) for i, node in enumerate(graph.nodes)}
         self.order[graph._root] = float(len(graph.nodes))  # what follows the last node
-        self._writes: list[tuple[float, Node, frozenset[int]]] = []
+        self._writes: list[tuple[Node, frozenset[int]]] = []
         for node in graph.nodes:
             ids: frozenset[int] = frozenset().union(*(storage_ids(n) for n in written_nodes(node)))
             if ids:
-                self._writes.append((self.order[node], node, ids))
+                self._writes.append((node, ids))
 
     def place(self, node: Node, anchor: Node) -> None:
         """Give a new node a position between its predecessor and `anchor`, so that the order stays a dictionary."""
@@ -114,6 +114,6 @@ class Writes:
 
     def between(self, first: float, last: float, ids: frozenset[int]) -> Iterator[Node]:
         """Nodes after position `first` and before position `last` that write one of the storages."""
-        for position, node, written in self._writes:
-            if first < position < last and written & ids:
+        for node, written in self._writes:
+            if first < self.order[node] < last and written & ids:
                 yield node

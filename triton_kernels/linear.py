@@ -77,7 +77,7 @@ def skinny_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, parts_ptr, num_rows, num_cols, num_inner, x_stride, weight_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N columns of all rows over part `program_id(1)` of K; to the parts [SPLITS, rows, N] if there are several."""
+    """BLOCK_N columns of all rows over part `program_id(1)` of K; to the parts [SPLITS, rows, N] if it is cut."""
     first, split = tl.program_id(0) * BLOCK_N, tl.program_id(1)
     share = tl.cdiv(tl.cdiv(num_inner, BLOCK_K), SPLITS) * BLOCK_K
     begin = split * share

@@ -1,7 +1,7 @@
 """Two or three linear layers of one x in one Triton kernel: their tiles follow each other in the grid.
 
-For few rows of x, where all there is to do is to read the weights: the queries', keys' and values' weights of a model of
-4096 columns are 2048, 1024 and 1024 rows, too few for a device each and enough together, so K is never cut.
+For few rows of x, where all there is to do is to read the weights. Those of queries, keys and values, say of 2048, 1024
+and 1024 rows, are too few for a device each and enough together, so K is never cut.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _mine(tile, a, b, c, a_tiles, b_tiles):
     found = a
     if tile >= a_tiles:
         found = b
-    if c is not None:
+    if c is not None:  # noqa: SIM102 - settled while compiling, the other at run time
         if tile >= a_tiles + b_tiles:
             found = c
     return found

@@ -16,8 +16,8 @@ END_TOKEN = 151645
 class OpenVino(Peer):
     """Weights, arithmetic and cache in bfloat16; the rest of the pipeline's settings are its defaults.
 
-    Arithmetic is in float32, OpenVINO's own choice, where it does not find bfloat16 among the processor's abilities: told
-    to use it all the same, it takes minutes for a prompt.
+    Arithmetic is in float32, its own choice, where it does not find bfloat16 among the processor's abilities: told to
+    use it all the same, it takes minutes for a prompt.
     """
 
     name = "openvino"

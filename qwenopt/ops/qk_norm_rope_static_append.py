@@ -63,8 +63,8 @@ def qk_norm_rope_static_append(
 ) -> Tensor:
     """Norm and rotate queries and keys; keys, and `v` [B, G, S, D], become those at `length` on of the cache.
 
-    q, k, weights, cos, sin and eps as in qk_norm_rope, whose queries are returned; keys and values [B, G, L, D], written
-    to; length int64 [], the tokens that are there. Positions from L on are an error, on a GPU by a device assert.
+    q, k, weights, cos, sin and eps as in qk_norm_rope, whose queries are returned; keys and values [B, G, L, D] are
+    written to; length int64 [], the tokens that are there. Places from L on are an error, on a GPU a device assert.
     """
     _check(q, k, q_weight, k_weight, cos, sin, eps, keys, values, v, length)
     q_out, k_out = qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)

@@ -46,7 +46,8 @@ def allow_cuda_views() -> str | None:
 class FakeGpu:
     """Makes fake CUDA tensors, all of one mode: those of one test. `with gpu.mode` new tensors are fake, too.
 
-    `launched` names the Triton kernels started on it, in order, and inside of `with Launches(gpu)` what torch would start.
+    `launched` names the Triton kernels started on it, in order, and inside of `with Launches(gpu)` what torch would
+    start.
     """
 
     def __init__(self) -> None:

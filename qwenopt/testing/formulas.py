@@ -29,8 +29,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias.double()
 
 
-def linear_group(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
-    return [linear(x, weight, None) for weight in weights]
+def linear_group(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(linear(x, weight, None) for weight in weights)
 
 
 def linear_silu_mul(x: Tensor, gate_weight: Tensor, up_weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from qwenopt.ops.triton.budget_step import budget_step
 from qwenopt.ops.triton.moe_route import moe_route
 from qwenopt.ops.triton.qk_norm_rope import qk_norm_rope
 from qwenopt.ops.triton.qk_norm_rope_append import qk_norm_rope_append
+from qwenopt.ops.triton.qk_norm_rope_static_append import qk_norm_rope_static_append
 from qwenopt.ops.triton.rms_norm import rms_norm
 from qwenopt.ops.triton.silu_mul import silu_mul
 from qwenopt.testing.budget_rows import random_rows
@@ -127,6 +128,18 @@ def test_qk_norm_rope_append_compiles(tokens: int, dim: int, coded: bool, capabi
     else:
         assert kernel.num_warps == 1
     assert not coded or "div.rn.f32" in kernel.ptx
+    assert "__assertfail" not in kernel.ptx
+
+
+@pytest.mark.parametrize("tokens", [1, 512])
+def test_qk_norm_rope_static_append_compiles(tokens: int, capability: int) -> None:
+    q, k, v = zeros(1, tokens, 48, 128).split([32, 8, 8], 2)
+    table, cache = zeros(1, tokens, 128), [zeros(1, 8, 1024, 128) for _ in range(2)]
+    rest = (*cache, v.transpose(1, 2), torch.zeros((), dtype=torch.int64))
+    kernel = only(capability, qk_norm_rope_static_append, q, k, zeros(128), zeros(128), table, table, 1e-6, *rest)
+    assert kernel.registers <= 128
+    assert kernel.shared_bytes <= 2048
+    assert "__assertfail" in kernel.ptx, "a cache that is full stops the device, as in torch's own indexing"
 
 
 @DTYPES

@@ -134,6 +134,19 @@ def test_an_append_with_its_rotation(tokens: int, dtype: torch.dtype, coded: boo
             torch.testing.assert_close(one, same, **near)
 
 
+@pytest.mark.parametrize("tokens", [1, 300])
+def test_a_static_append_with_its_rotation(tokens: int) -> None:
+    q, k, v = torch.randn(2, tokens, 48, 128, device="cuda").bfloat16().split([32, 8, 8], 2)
+    weight, table = torch.rand(128, device="cuda").bfloat16(), torch.randn(1, tokens, 128, device="cuda").bfloat16()
+    rope, length = (q, k, weight, weight, table, table, 1e-6), torch.tensor(20, device="cuda")
+    mine, others = ([torch.zeros(2, 8, 400, 128, device="cuda").bfloat16() for _ in range(2)] for _ in range(2))
+    op = OPS["qk_norm_rope_static_append"]
+    found = chosen(op, (*rope, *mine, v.transpose(1, 2), length))(*rope, *mine, v.transpose(1, 2), length)
+    wanted = op.reference(*rope, *others, v.transpose(1, 2), length)
+    for one, same in zip((found, *mine), (wanted, *others), strict=True):
+        torch.testing.assert_close(one, same, rtol=2**-6, atol=1e-3)
+
+
 def test_a_norm_in_a_cuda_graph() -> None:
     x, weight = torch.randn(3, 1024, device="cuda"), torch.rand(1024, device="cuda")
     call = chosen(RMS_NORM, (x, weight, 1e-6))

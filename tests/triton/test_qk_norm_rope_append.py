@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwenopt.ops import QK_NORM_ROPE_APPEND
+from qwenopt.ops import QK_NORM_ROPE_APPEND, QK_NORM_ROPE_STATIC_APPEND
 from qwenopt.testing.cases import case
 from qwenopt.testing.interpreted import Run
 
@@ -70,7 +70,7 @@ def test_layouts_that_graphs_hand_over(run: Run) -> None:
     """Heads of one projection, values that are columns of it, tables whose rows are apart, pools of one tensor."""
     rope, rest = build("prefill", HALF)
     q, k, *weights, cos, sin, eps = rope
-    (b, s, h, d), g, v = q.shape, k.shape[2], rest[4].transpose(1, 2)
+    h, g, v = q.shape[2], k.shape[2], rest[4].transpose(1, 2)
     packed = torch.cat((q, k, v), 2)
     tables = torch.stack((cos, sin), 2)
     both = torch.stack(rest[:2], 2)
@@ -99,6 +99,52 @@ def test_slots_outside_of_the_pool_are_not_written(run: Run) -> None:
         found, after = run("qk_norm_rope_append", *rope, *rest)
         assert all((pool == -9).all() for pool in after[7:9])
         assert torch.equal(found, run("qk_norm_rope", *rope)[0][0])
+
+
+STATIC = ("decode", "prefill", "tables of each row", "head_dim 72")
+
+
+def static(name: str, dtype: torch.dtype, length: int, places: int = 40) -> tuple[list[Any], list[Any]]:
+    """The rotation's arguments; a cache of -9, values, and its length."""
+    rope = list(case("qk_norm_rope", name).build(dtype))
+    batch, seq, groups, dim = rope[1].shape
+    cache = [torch.full((batch, groups, places, dim), -9).to(dtype) for _ in range(2)]
+    return rope, [*cache, torch.randn(batch, seq, groups, dim).to(dtype).transpose(1, 2), torch.tensor(length)]
+
+
+@pytest.mark.parametrize("length", [0, 5, 33])
+@pytest.mark.parametrize("dtype", [FP32, HALF], ids=str)
+@pytest.mark.parametrize("name", STATIC)
+def test_a_static_cache(run: Run, name: str, dtype: torch.dtype, length: int) -> None:
+    """The same as the rotation alone and two copies; the length stays, the graph counts it on."""
+    rope, (keys, values, v, at) = static(name, dtype, length)
+    found, after = run("qk_norm_rope_static_append", *rope, keys, values, v, at)
+    (queries, rotated), _ = run("qk_norm_rope", *rope)
+    places = torch.arange(length, length + v.shape[2])
+    assert torch.equal(found, queries)
+    assert torch.equal(after[7], keys.index_copy_(2, places, rotated))
+    assert torch.equal(after[8], values.index_copy_(2, places, v))
+    assert after[10] == length
+
+
+def test_a_static_cache_of_other_strides(run: Run) -> None:
+    """Keys and values of one tensor, rows of which lie apart."""
+    rope, (keys, values, v, at) = static("prefill", HALF, 7)
+    both = torch.stack((keys, values), 3)
+    moved = [both[:, :, :, 0], both[:, :, :, 1]]
+    assert QK_NORM_ROPE_STATIC_APPEND.providers[0].accepts(*rope, *moved, v, at) is None
+    _, plain = run("qk_norm_rope_static_append", *rope, keys, values, v, at)
+    _, after = run("qk_norm_rope_static_append", *rope, *moved, v, at)
+    assert torch.equal(after[7], plain[7])
+    assert torch.equal(after[8], plain[8])
+
+
+@pytest.mark.parametrize("length", [40, 10**12, -1])
+def test_nothing_is_written_beside_a_static_cache(run: Run, length: int) -> None:
+    """On a GPU the kernel asserts (`test_compiles_small`); interpreted, it goes on."""
+    rope, rest = static("decode", FP32, length)
+    _, after = run("qk_norm_rope_static_append", *rope, *rest)
+    assert all((cache == -9).all() for cache in after[7:9])
 
 
 def test_what_is_not_for_the_kernel() -> None:
