@@ -39,6 +39,7 @@ class Context:
     raised: list[Raised] = field(default_factory=list)
     failures: dict[str, list[tuple[Node, str]]] = field(default_factory=dict)
     _verified: dict[Any, str | None] = field(default_factory=dict)
+    _layouts: dict[Any, tuple[bool, list[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph = self.gm.graph
@@ -164,7 +165,9 @@ class Context:
             fake_args = torch.fx.map_arg(node.args, spelling.fake)
             try:
                 with torch.no_grad(), fake_mode([*fake_args, *_first(fake_args)]):
-                    if node.op == "call_method":
+                    if node.target is op.default:
+                        value = self._results_of(op, fake_args)
+                    elif node.op == "call_method":
                         value = getattr(fake_args[0], str(node.target))(*fake_args[1:])
                     else:
                         value = node.target(*fake_args)  # type: ignore[operator]
@@ -172,6 +175,20 @@ class Context:
                 return f"{op.name} does not take these arguments: {error}"
             node.meta["example_value"] = value
         return None
+
+    def _results_of(self, op: Op, fake_args: tuple[Any, ...]) -> Any:
+        """What the op gives for these fake arguments: found out once for all layers, which differ in nothing."""
+        key = (op.name, spelling.metadata(fake_args))
+        if key not in self._layouts:
+            value = op.default(*fake_args)
+            several = isinstance(value, (tuple, list))
+            self._layouts[key] = several, [spelling.layout(t) for t in (value if several else (value,))]
+            return value
+        several, layouts = self._layouts[key]
+        fresh = tuple(
+            torch.empty_strided(size, stride, dtype=dtype, device=device) for size, stride, dtype, device in layouts
+        )
+        return fresh if several else fresh[0]
 
     def _commit(
         self, roots: Sequence[Node], results: Sequence[Node], interior: Sequence[Node], added: Sequence[Node]

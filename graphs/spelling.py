@@ -131,6 +131,21 @@ def fake(value: Any) -> Any:
     return value.meta.get("example_value") if isinstance(value, Node) else value
 
 
+def layout(t: torch.Tensor) -> tuple[Any, ...]:
+    """Sizes, strides, dtype and device: all that says how memory for such a tensor is made."""
+    return t.size(), t.stride(), t.dtype, t.device
+
+
+def metadata(value: Any) -> Any:
+    """What distinguishes a fake value, or a tree of them, from others: their layouts; symbols by name."""
+    if isinstance(value, torch.Tensor):
+        size, stride, dtype, device = layout(value)
+        return metadata(tuple(size)), metadata(stride), dtype, device
+    if isinstance(value, (tuple, list)):
+        return tuple(metadata(one) for one in value)
+    return value.node.expr if isinstance(value, torch.SymInt) else value
+
+
 def module_path(node: Node) -> str:
     """Dotted path of the innermost module that the node comes from (`model.layers.0.mlp`), or `<graph>`."""
     path, _ = innermost_module(node)

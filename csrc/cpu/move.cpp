@@ -7,6 +7,8 @@
 namespace qwenopt {
 namespace {
 
+constexpr int64_t kSerialBytes = 64 << 10;  // what one thread copies while the others wait
+
 // to[b, g, at(s)] = from[b, g, s], rows of row_bytes; at(s) is positions[s], or first + s without positions.
 struct MoveRowsStep {
   char* to;
@@ -47,7 +49,6 @@ struct MoveRowsStep {
 MoveRowsStep move_rows_step(uintptr_t to, uintptr_t from, uintptr_t positions, int64_t first, int64_t B, int64_t G,
                             int64_t S, int64_t L, int64_t row_bytes, int64_t to_sb, int64_t to_sg, int64_t to_ss,
                             int64_t from_sb, int64_t from_sg, int64_t from_ss, int threads, int isa) {
-  constexpr int64_t kSerialBytes = 64 << 10;
   (void)isa;
   for (int64_t size : {B, G, S, L, row_bytes}) check_size("move_rows", "a size", size);
   if (B * G * S > 0) {
@@ -70,6 +71,58 @@ MoveRowsStep move_rows_step(uintptr_t to, uintptr_t from, uintptr_t positions, i
           from_sb,
           from_sg,
           from_ss,
+          members};
+}
+
+// to[r] = from[index[r]], rows of row_bytes; as everywhere in torch, an index below zero counts from the end.
+struct TakeRowsStep {
+  char* to;
+  const char* from;
+  const int64_t* index;
+  int64_t R, L, row_bytes, to_stride, from_stride;  // strides in bytes
+  int members;
+  int64_t bad = -1;  // the place of a wrong index
+
+  int64_t at(int64_t r) const { return index[r] < 0 ? index[r] + L : index[r]; }
+
+  void run(const Team& team) {
+    int64_t begin, end, wrong = -1;
+    for (int64_t r = 0; r < R && wrong < 0; ++r) {
+      if (at(r) < 0 || at(r) >= L) wrong = r;
+    }
+    if (team.id == 0) bad = wrong;
+    if (wrong >= 0) return;
+    team.share(R, members, &begin, &end);
+    for (int64_t r = begin; r < end; ++r) {
+      std::memcpy(to + r * to_stride, from + at(r) * from_stride, size_t(row_bytes));
+    }
+  }
+
+  bool failed() const { return bad >= 0; }
+  void finish() {
+    QWENOPT_CHECK_RANGE(!failed(), "take_rows: index ", index[bad], " of ", L, " rows; indices must be ", -L, "..",
+                        L - 1);
+  }
+};
+
+TakeRowsStep take_rows_step(uintptr_t to, uintptr_t from, uintptr_t index, int64_t R, int64_t L, int64_t row_bytes,
+                            int64_t to_stride, int64_t from_stride, int threads, int isa) {
+  (void)isa;
+  for (int64_t size : {R, L, row_bytes}) check_size("take_rows", "a size", size);
+  if (R > 0) {
+    check_pointer("take_rows", "to", to);
+    check_pointer("take_rows", "from", from);
+    check_pointer("take_rows", "index", index);
+  }
+  const int members = R * row_bytes <= kSerialBytes ? 1 : threads;
+  return {pointer<char>(to),
+          pointer<const char>(from),
+          pointer<const int64_t>(index),
+          R,
+          L,
+          row_bytes,
+          to_stride,
+          from_stride,
           members};
 }
 
@@ -181,6 +234,9 @@ void register_move(py::module_& m) {
                                py::arg("S"), py::arg("L"), py::arg("row_bytes"), py::arg("to_sb"), py::arg("to_sg"),
                                py::arg("to_ss"), py::arg("from_sb"), py::arg("from_sg"), py::arg("from_ss"),
                                py::arg("threads"), py::arg("isa") = -1);
+  define_step<&take_rows_step>(m, "take_rows", "to[r] = from[index[r]]", py::arg("to"), py::arg("source"),
+                               py::arg("index"), py::arg("R"), py::arg("L"), py::arg("row_bytes"),
+                               py::arg("to_stride"), py::arg("from_stride"), py::arg("threads"), py::arg("isa") = -1);
   define_step<&count_from_step>(m, "count_from", "out[i] = base + i", py::arg("out"), py::arg("base"), py::arg("count"),
                                 py::arg("threads"), py::arg("isa") = -1);
   define_step<&choose_step>(m, "choose", "out[i] = which[i] ? a[i] : b[i]", py::arg("which"), py::arg("a"),

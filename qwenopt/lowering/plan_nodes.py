@@ -39,6 +39,8 @@ def record(steps: Steps, node: Node, args: tuple[Any, ...], kwargs: dict[str, An
     name = getattr(node.target, "__name__", node.target)
     if name == "getitem" and isinstance(args[0], tuple):
         return operator.getitem(*args)
+    if name == "getitem" and isinstance(args[0], Array) and (index := _row_index(args[0], args[1])) is not None:
+        return _take_rows(steps, args[0], index)
     if name in _VIEWS and isinstance(args[0], Array):
         if name == "getitem" and isinstance(args[1], slice) and isinstance(args[0].shape[0], Size):
             return _part(*args)
@@ -77,6 +79,27 @@ def _part(x: Array, which: slice) -> Array:
     if first < 0 or last > 0 or (which.stop is not None and last == 0):
         raise NotPlanned(f"x[{which.start}:{which.stop}] of an unknown number of rows")
     return Array(x.buffer, (x.shape[0] + (last - first), *x.shape[1:]), x.strides, x.dtype, x.offset + first * step)
+
+
+def _row_index(x: Array, index: Any) -> Array | None:
+    """The indices of `x[indices]` of a matrix, or of `x[:, indices, :]` of one matrix; None for anything else."""
+    if x.dim() == 3 and isinstance(index, tuple) and len(index) == 3 and x.shape[0] == 1:
+        full = slice(None)
+        index = index[1] if (index[0], index[2]) == (full, full) else None
+    elif x.dim() != 2:
+        return None
+    ok = isinstance(index, Array) and index.dim() == 1 and index.dtype == torch.int64 and index.is_contiguous()
+    return index if ok else None
+
+
+def _take_rows(steps: Steps, x: Array, index: Array) -> Array:
+    if x.stride(-1) != 1 and x.shape[-1] != 1:
+        raise NotPlanned("rows of x that are not whole")
+    size, cols = x.dtype.itemsize, x.shape[-1]
+    out = steps.empty((*x.shape[:-2], index.shape[0], cols), x.dtype)
+    operands = (out.data_ptr(), x.data_ptr(), index.data_ptr(), index.shape[0], x.shape[-2], cols * size, cols * size)
+    steps.add("take_rows", (*operands, x.stride(-2) * size), (x, index), (out,))
+    return out
 
 
 def _arange(steps: Steps, length: Any, *, device: Any = None) -> Count:

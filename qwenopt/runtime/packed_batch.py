@@ -46,6 +46,11 @@ class PackedPlaces:
         """The block table; where no compiler would drop what is gathered by it, only as wide as the rows are long."""
         return self.block_table if torch.compiler.is_compiling() else self.block_table[:, : self.num_pages]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a call reads of these, by name."""
+        names = ("block_table", "q_starts", "last", "ids", "positions", "slots")
+        return {name: getattr(self, name) for name in names}
+
     def resize(self, num_tokens: int, *, dynamic: bool = False) -> None:
         """The next calls are of `num_tokens` tokens; `dynamic`: as one of many numbers that one graph is to serve."""
         self.ids, self.positions, self.slots = (row[:num_tokens] for row in self.all_tokens)

@@ -2,7 +2,8 @@
 
 Dynamo's guards and transformers' wrappers cost a call some 2 ms at 28 layers, as much as 4 % of a decode step of the
 0.6B model (`bench/bench_generate.py`). A step goes through them once for each batch, then calls what they led to
-directly: within one generation nobody else changes the model or the cache.
+directly: within one generation nobody else changes the model or the cache. The decoding batch need not go through them
+at all where a step has read a prompt before: it is the same function on other tensors (`rebound.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from qwenopt.report import last_report
 from qwenopt.runtime.packed_batch import PackedBatch
+from qwenopt.runtime.rebound import Call, known_inputs
 from qwenopt.runtime.tail import Tail
 
 
@@ -46,18 +49,30 @@ def packed_step(model: Any, batch: PackedBatch, tail: Tail, emit: Tensor, out: T
 
 @dataclass
 class Direct:
-    """What a compiled call came down to: the function that the backend made, and what it was called with."""
+    """What a compiled call came down to: the function that the backend made, and what it was called with.
+
+    `known` is what Dynamo knew of that, where the function takes other sizes as well; else None.
+    """
 
     function: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
+    known: tuple[Any, ...] | None = None
 
     def bound(self) -> Callable[[], Any] | None:
         """The same call again, on tensors that stay where they are."""
+        return self._on(self.args)
+
+    def bound_to(self, others: Mapping[int, Tensor]) -> Callable[[], Any] | None:
+        """The same with `others` in the place of tensors, by their ids; None where the function does not take them."""
+        args = None if self.known is None else Call(self.args, self.known).with_instead(others)
+        return None if args is None else self._on(args)
+
+    def _on(self, args: tuple[Any, ...]) -> Callable[[], Any] | None:
         if self.function is None:
             return None
         # A function that captures itself need not look anew at each step where hundreds of weights lie.
         fixed = getattr(self.function, "fixed", None)
-        return partial(self.function, *self.args) if fixed is None else fixed(self.args)
+        return partial(self.function, *args) if fixed is None else fixed(args)
 
 
 def _reset() -> None:
@@ -87,10 +102,13 @@ class CompiledStep:
         from torch._dynamo.backends.registry import lookup_backend
 
         backend: Callable[..., Any] = lookup_backend("qwenopt")
+        known: tuple[Any, ...] | None = known_inputs(gm)
         function = backend(gm, inputs, options=self._options)
+        if last_report().graphs[-1].lowering != "direct":
+            known = None
 
         def call(*args: Any) -> Any:
-            self._direct = Direct(function, args)
+            self._direct = Direct(function, args, known)
             return function(*args)
 
         return call
@@ -113,6 +131,7 @@ class Stepper:
         if next(model.parameters()).device.type == "cuda" and not self.options.keys() & {"mode", "lowering"}:
             self.options["mode"] = "reduce-overhead"  # every step of a batch is the same call on the same memory
         self._direct: dict[PackedBatch, Callable[[], Any]] = {}
+        self._any_size: tuple[dict[str, int], Direct] | None = None
 
     def __call__(self, batch: PackedBatch, emit: Tensor, out: Tensor) -> None:
         """Run `packed_step`. `batch`, `emit` and `out` must be the same objects in every call for a batch."""
@@ -120,9 +139,22 @@ class Stepper:
         if again is not None:
             again()
             return
-        again = self._compiled(batch)(self.model, batch, self.tail, emit, out).bound()
-        if again is not None and not batch.dynamic:  # its tensors are others in each call
+        if (again := self._rebound(batch)) is not None:
             self._direct[batch] = again
+            again()
+            return
+        direct = self._compiled(batch)(self.model, batch, self.tail, emit, out)
+        if batch.dynamic:  # its tensors are others in each call
+            self._any_size = {name: id(t) for name, t in batch.places.tensors().items()}, direct
+        elif (again := direct.bound()) is not None:
+            self._direct[batch] = again
+
+    def _rebound(self, batch: PackedBatch) -> Callable[[], Any] | None:
+        """The call of a batch of one size by what was compiled for one of any size, if a step of that came before."""
+        if batch.dynamic or self._any_size is None:
+            return None
+        names, direct = self._any_size
+        return direct.bound_to({names[name]: t for name, t in batch.places.tensors().items()})
 
     def _compiled(self, batch: PackedBatch) -> CompiledStep:
         known = _COMPILED.setdefault(self.model, {})

@@ -213,6 +213,9 @@ STEPS_OF: dict[str, tuple[list[str], Callable[..., Any], tuple[Tensor, ...]]] = 
     "arange": (["count_from"], lambda x: torch.arange(3) + x, (ONE.clone(),)),
     "where": (["choose"], torch.where, (AT > 0, AT, AT + 5)),
     "where with a number": (["choose"], lambda c, x: torch.where(c, x, -2), (AT > 0, AT)),
+    "rows of a matrix": (["take_rows"], lambda x, i: x[i], (torch.randn(4, 3), AT)),
+    "rows of one matrix": (["take_rows"], lambda x, i: x[:, i, :], (torch.randn(1, 4, 3), torch.tensor([3, -1, 0]))),
+    "rows that lie apart": (["take_rows"], lambda x, i: x[i], (torch.randn(4, 6)[:, :3], AT)),
     "copy_": (["copy_rows"], lambda x, y: x.copy_(y), (AT.clone(), AT)),
     "copy_ into columns": (["copy_rows"], lambda x, y: x[:, :2].copy_(y), (torch.zeros(4, 3), torch.ones(4, 2))),
 }
@@ -223,6 +226,13 @@ NEAR: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "index_copy_ of strided positions": (
         lambda x, i, y: x.index_copy_(2, i, y), (rows(5), torch.tensor([1, 9, 0, 9])[::2], rows(2))
     ),
+    "rows of several matrices": (lambda x, i: x[:, i, :], (torch.randn(2, 4, 3), AT)),
+    "columns": (lambda x, i: x[:, i], (torch.randn(4, 3), AT)),
+    "elements of a vector": (lambda x, i: x[i], (torch.randn(4), AT)),
+    "rows by several indices": (lambda x, i: x[i], (torch.randn(4, 3), AT[None])),
+    "rows by strided indices": (lambda x, i: x[i], (torch.randn(4, 3), torch.tensor([1, 9, 0, 9])[::2])),
+    "rows by int32": (lambda x, i: x[i], (torch.randn(4, 3), AT.int())),
+    "rows of a transposed matrix": (lambda x, i: x.t()[i], (torch.randn(4, 3), AT)),
     "add_ to floats": (lambda x: x.add_(1), (torch.zeros(1),)),
     "add_ of a float": (lambda x: x.add_(1.0), (torch.zeros(1),)),
     "add_ of a tensor": (lambda x: x.add_(ONE), (ONE.clone(),)),

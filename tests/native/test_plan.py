@@ -223,6 +223,23 @@ def test_copy_rows(threads, rows, cols):
 
 
 @pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize(("count", "cols"), [(0, 3), (1, 5), (4, 2), (90, 400)])
+def test_take_rows(threads, count, cols):
+    source = torch.rand(7, cols + 2)[:, :cols]
+    index, out = torch.randint(-7, 7, (count,)), torch.full((count, cols), -1.0)
+    plan(step("take_rows", out, source, index, count, 7, 4 * cols, 4 * cols, 4 * (cols + 2))).run([], threads)
+    assert torch.equal(out, source[index])
+
+
+@pytest.mark.parametrize("bad", [7, -8, 1 << 40])
+def test_rows_that_are_not_there_are_named(bad):
+    out, index = torch.full((2, 3), -1.0), torch.tensor([1, bad])
+    with pytest.raises(IndexError, match=rf"take_rows: index {bad} of 7 rows; indices must be -7\.\.6"):
+        native.C().take_rows(*(t.data_ptr() for t in (out, torch.ones(7, 3), index)), 2, 7, 12, 12, 12, 2)
+    assert (out == -1).all()
+
+
+@pytest.mark.parametrize("threads", THREADS)
 def test_profile_names_every_step_and_runs_them(threads):
     counter, x = torch.zeros(1, dtype=torch.int64), torch.randn(3, 8)
     out = torch.zeros_like(x)
