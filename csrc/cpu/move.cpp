@@ -235,8 +235,8 @@ void register_move(py::module_& m) {
                                py::arg("to_ss"), py::arg("from_sb"), py::arg("from_sg"), py::arg("from_ss"),
                                py::arg("threads"), py::arg("isa") = -1);
   define_step<&take_rows_step>(m, "take_rows", "to[r] = from[index[r]]", py::arg("to"), py::arg("source"),
-                               py::arg("index"), py::arg("R"), py::arg("L"), py::arg("row_bytes"),
-                               py::arg("to_stride"), py::arg("from_stride"), py::arg("threads"), py::arg("isa") = -1);
+                               py::arg("index"), py::arg("R"), py::arg("L"), py::arg("row_bytes"), py::arg("to_stride"),
+                               py::arg("from_stride"), py::arg("threads"), py::arg("isa") = -1);
   define_step<&count_from_step>(m, "count_from", "out[i] = base + i", py::arg("out"), py::arg("base"), py::arg("count"),
                                 py::arg("threads"), py::arg("isa") = -1);
   define_step<&choose_step>(m, "choose", "out[i] = which[i] ? a[i] : b[i]", py::arg("which"), py::arg("a"),
