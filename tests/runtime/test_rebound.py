@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import qwenopt
+from qwenopt import native
 from qwenopt.lowering.planned import Planned
 from qwenopt.runtime.rebound import Call, known_inputs
 from qwenopt.testing.decode import one_thread
@@ -74,6 +75,7 @@ def test_two_tensors_of_one_open_size() -> None:
     assert call.with_instead({id(x): torch.randn(3, 4)}) is None
 
 
+@pytest.mark.skipif(not native.available(), reason=f"plans are native: {native.why_not()}")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_decoding_runs_on_the_graph_that_read_the_prompts(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By plans of its own size, all but the first step."""
