@@ -161,7 +161,7 @@ def test_prompts_are_read_by_plans() -> None:
     model = tiny_model("0.6B")
     ids = torch.randint(0, 100, (1, 40))
     got = qwenopt.generate(model, ids, max_new_tokens=3, temperature=0.0, prefill_tokens=16)
-    assert [len(g.plan_steps) for g in last_report().graphs][-2:] == [1, 1], "reading and writing, a plan each"
+    assert [len(g.plan_steps) for g in last_report().graphs] == [1], "reading and writing on one graph"
     with torch.no_grad():
         wanted = model.generate(ids, max_new_tokens=3, do_sample=False)
     assert got.sequences.tolist() == wanted.tolist()
