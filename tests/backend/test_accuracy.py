@@ -54,7 +54,8 @@ def test_float16_has_a_kernel_everywhere_and_is_as_accurate_as_eager(name: str) 
     )
     assert [len(row) for row in out.replies] == [4, 4]
     report = qwenopt.last_report()
-    assert len(report.graphs) == 3, "prefill and decode by calls, both in one by generate"
+    by_generate = 1 if native.available() else 2  # Inductor's functions do not serve both
+    assert len(report.graphs) == 2 + by_generate, "prefill and decode by calls, and by generate"
     assert not report.misses
     if native.available():
         assert all(g.lowering == "direct" and g.plan_steps for g in report.graphs)

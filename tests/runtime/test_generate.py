@@ -12,10 +12,13 @@ import torch
 from torch._dynamo.utils import counters
 
 import qwenopt
+from qwenopt import native
 from qwenopt.testing.decode import one_thread
 from qwenopt.testing.models import tiny_model
 from qwenopt.testing.replies import prompts_for, wanted
 
+# Without kernels a step is Inductor's, whose functions are compiled for the sizes that Dynamo guards.
+GRAPHS = 1 if native.available() else 2
 GREEDY: dict[str, Any] = {"temperature": 0, "eos_token_id": ()}
 
 
@@ -87,7 +90,7 @@ def test_nothing_is_compiled_again_as_rows_join_and_leave(graphs: Any) -> None:
         prompts = prompts_for(model, [chosen.randint(2, 60) for _ in range(12)], seed=steps)
         out = qwenopt.generate(model, prompts, max_new_tokens=chosen.randint(5, 30), cache=cache, **GREEDY)
         steps += out.timings.decode_steps + out.timings.prefill_steps
-        assert graphs() == 1
+        assert graphs() == GRAPHS
     assert [t.data_ptr() for layer in cache.pools for t in layer if t is not None] == pools
 
 
@@ -95,12 +98,12 @@ def test_caches_and_batches_of_other_sizes_use_the_same_graphs(graphs: Any) -> N
     model = tiny_model("0.6B")
     for lengths in ([7, 9, 30], [100, 3, 50, 2], [20] * 4):
         qwenopt.generate(model, prompts_for(model, lengths), max_new_tokens=5, **GREEDY)
-    assert graphs() == 1
+    assert graphs() == GRAPHS
 
 
 def test_the_report_of_its_graphs_ends_with_a_reset() -> None:
     qwenopt.generate(tiny_model("0.6B"), [[1, 2, 3]], max_new_tokens=2, **GREEDY)
-    assert len(qwenopt.last_report().graphs) == 1
+    assert len(qwenopt.last_report().graphs) == GRAPHS
     torch.compiler.reset()
     assert not qwenopt.last_report().graphs
 
@@ -192,7 +195,7 @@ def test_any_number_of_kinds_of_sampling_in_turn(graphs: Any) -> None:
     with torch._dynamo.config.patch(recompile_limit=1):
         for top_k in kinds:
             qwenopt.generate(model, [[1, 2, 3]], top_k=top_k, **how)
-    assert graphs() == 1 * (len(kinds) - 1)  # 3 and 4 share theirs
+    assert graphs() == GRAPHS * (len(kinds) - 1)  # 3 and 4 share theirs
 
 
 def test_streaming_shows_every_token_as_it_comes() -> None:
