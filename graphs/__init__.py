@@ -33,6 +33,7 @@ from qwenopt.graphs.qk_norm_rope_static_append import merge_qk_norm_rope_static_
 from qwenopt.graphs.rms_norm import raise_rms_norm
 from qwenopt.graphs.silu_mul import raise_silu_mul
 from qwenopt.graphs.top_tokens import raise_top_tokens
+from qwenopt.ops import OPS
 
 Pass = Callable[[Context], None]
 
@@ -80,10 +81,14 @@ def raise_graph(gm: GraphModule, *, disable: Collection[str] = (), verify: bool 
 
 
 def merge_graph(gm: GraphModule, raised: Sequence[Raised], *, disable: Collection[str] = ()) -> list[Raised]:
-    """Merge raised nodes, whose providers have been chosen, in place; returns what is raised now, merged or not."""
+    """Merge raised nodes, whose providers have been chosen, in place; returns what is raised now, merged or not.
+
+    Ops that have no kernel on the graph's device are not looked for.
+    """
     merging = Merging(gm, list(raised))
+    devices = {r.provider.device for r in raised if r.provider is not None}
     for name, run in MERGES:
-        if name not in disable:
+        if not name or (name not in disable and any(p.device in devices for p in OPS[name].providers)):
             run(merging)
     gm.graph.lint()
     gm.recompile()

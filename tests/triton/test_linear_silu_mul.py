@@ -57,10 +57,12 @@ def test_rows(run: Run, rows: int, n: int, num_sms: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_casts_are_where_eager_has_them(run: Run, rows: int) -> None:
-    """Sums in another order change a product's last bit now and then; a cast left out, that of every other result."""
+    """As in test_small_ops: of two products of 64 terms summed in another order, 2 * 2 sqrt(64) 2^-24 / 2^-11 = 0.4 %
+    are rounded to another last bit; with a cast left out, every other result is.
+    """
     args = build(rows, 2000, 64)
     found, eager = kernel(run, MANY, *args), LINEAR_SILU_MUL.reference(*args)
-    assert (found != eager).float().mean() < 0.02
+    assert (found != eager).float().mean() < 0.005
 
 
 @pytest.mark.parametrize("rows", [1, 3])
