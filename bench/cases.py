@@ -183,6 +183,44 @@ def _linear_silu_mul(shape: Shape, case: Case) -> Work:
     return Work(variants, num_bytes + io_bytes, 4 * case.tokens * n * k)
 
 
+def _linear_add_rms_norm(shape: Shape, case: Case) -> Work:
+    """The end of an MLP and the norm of the next layer."""
+    n, k = shape.hidden, shape.intermediate
+    x, residual, norm = noise(case, 1, case.tokens, k), noise(case, 1, case.tokens, n), norm_weight(case, n)
+    num_bytes = n * k * case.dtype.itemsize
+    variants = _rotated(lambda: (x, noise(case, n, k, scale=k**-0.5), residual, norm, EPS), num_bytes)
+    io_bytes = _bytes(x) + 3 * _bytes(residual) + _bytes(norm)
+    return Work(variants, num_bytes + io_bytes, 2 * case.tokens * n * k)
+
+
+def _linear_argmax(shape: Shape, case: Case) -> Work:
+    """The end of a greedy step, on whole numbers: their products are exact in any order, and so is the choice."""
+    n, k = shape.vocab, shape.hidden
+    x = noise(case, 1, case.tokens, k).clamp(-1, 1).round()
+    num_bytes = n * k * case.dtype.itemsize
+    variants = _rotated(lambda: (x, noise(case, n, k).clamp(-2, 2).round(), None), num_bytes)
+    return Work(variants, num_bytes + _bytes(x) + 8 * case.tokens, 2 * case.tokens * n * k)
+
+
+def _qk_norm_rope_append(shape: Shape, case: Case) -> Work:
+    """`detail` as of kv_append."""
+    rope = _qk_norm_rope(shape, case)
+    make, append_bytes, _ = cases_paged.kv_append(shape, case)
+    (args,) = rope.variants
+    *pools, _, v, slots = make()
+    return Work([(*args, *pools, v, slots)], append_bytes + 2 * _bytes(args[0]) + _bytes(*args[4:6]), rope.flops)
+
+
+def _qk_norm_rope_static_append(shape: Shape, case: Case) -> Work:
+    """`detail` is the number of keys present, in a cache of twice that."""
+    rope, present = _qk_norm_rope(shape, case), int(case.detail.removeprefix("L"))
+    (args,) = rope.variants
+    keys, values = (noise(case, 1, shape.kv_heads, 2 * present, shape.head_dim) for _ in range(2))
+    v = noise(case, 1, case.tokens, shape.kv_heads, shape.head_dim).transpose(1, 2)
+    num_bytes = 2 * _bytes(*args[:2], v) + _bytes(*args[4:6])
+    return Work([(*args, keys, values, v, torch.tensor(present))], num_bytes, rope.flops)
+
+
 def _paged(build: Callable[[Shape, Case], tuple[Any, int, int]]) -> Callable[[Shape, Case], Work]:
     """`detail` is rows x keys, page size and perhaps int8: `16x2048-p16`."""
 
@@ -206,6 +244,10 @@ _BUILDERS: dict[str, Callable[[Shape, Case], Work]] = {
     "linear": _linear,
     "linear_group": _linear_group,
     "linear_silu_mul": _linear_silu_mul,
+    "linear_add_rms_norm": _linear_add_rms_norm,
+    "linear_argmax": _linear_argmax,
+    "qk_norm_rope_append": _qk_norm_rope_append,
+    "qk_norm_rope_static_append": _qk_norm_rope_static_append,
 }
 
 CASES = [

@@ -20,6 +20,7 @@ from qwenopt.graphs.kv_append import raise_kv_append
 from qwenopt.graphs.kv_reserve import hoist_kv_reserve
 from qwenopt.graphs.linear import raise_linear
 from qwenopt.graphs.linear_add_rms_norm import merge_linear_add_rms_norm
+from qwenopt.graphs.linear_argmax import merge_linear_argmax
 from qwenopt.graphs.linear_group import merge_linear_group
 from qwenopt.graphs.linear_silu_mul import merge_linear_silu_mul
 from qwenopt.graphs.logit_signals import raise_logit_signals
@@ -62,6 +63,7 @@ PASSES: list[tuple[str, Pass]] = [
 MERGES: list[tuple[str, Callable[[Merging], None]]] = [
     ("linear_silu_mul", merge_linear_silu_mul),  # before linear_group: gate and up are products of one x, too
     ("linear_add_rms_norm", merge_linear_add_rms_norm),  # before it, too: what feeds a norm is worth more there
+    ("linear_argmax", merge_linear_argmax),  # before it, too, should there be another product of what lm_head is given
     ("linear_group", merge_linear_group),
     ("qk_norm_rope_append", merge_qk_norm_rope_append),  # anywhere
     ("qk_norm_rope_static_append", merge_qk_norm_rope_static_append),  # anywhere

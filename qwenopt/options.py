@@ -28,6 +28,7 @@ OP_NAMES = (
     "linear_silu_mul",
     "linear_add_rms_norm",
     "linear_group",
+    "linear_argmax",
     "qk_norm_rope_append",
     "qk_norm_rope_static_append",
 )

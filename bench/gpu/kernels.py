@@ -24,13 +24,15 @@ SOURCE = "copy of 1 GiB, product of 8192^3"
 # By the numbers of the kernels' plan: G8 products of few rows, G7 and G6 small ones, G1 to G3 experts, G4 attention.
 CASES = [
     *(Case("linear", "8B", t, detail=d) for d in ("gate_proj", "down_proj", "q_proj", "lm_head") for t in (1, 8, 16)),
-    *(Case(op, "8B", t) for op in ("linear_group", "linear_silu_mul") for t in (1, 8, 16)),
+    *(Case(op, "8B", t) for op in ("linear_group", "linear_silu_mul", "linear_add_rms_norm") for t in (1, 8, 16)),
+    *(Case("linear_argmax", "8B", t) for t in (1, 16)),
     *(Case("moe_experts", "30B-A3B", t) for t in (1, 8, 64, 512)),
     *(Case("paged_attention", "30B-A3B", rows, detail=f"{rows}x8192-p16") for rows in (16, 1)),
     *(Case("paged_attention", "8B", 16, detail=f"16x8192-{pages}") for pages in ("p64", "p16-int8")),
     *(Case("add_rms_norm", "8B", t) for t in (1, 64)),
     *(Case("qk_norm_rope", "8B", t) for t in (1, 64)),
-    *(Case("kv_append", "8B", t, detail="1x1-p16") for t in (1, 64)),
+    *(Case(op, "8B", t, detail="1x1-p16") for op in ("kv_append", "qk_norm_rope_append") for t in (1, 64)),
+    Case("qk_norm_rope_static_append", "8B", 1, detail="L4096"),
     *(Case("silu_mul", "8B", t) for t in (1, 64)),
     *(Case("moe_route", "30B-A3B", t) for t in (1, 64)),
     Case("attention", "8B", 1, detail="L4096"),

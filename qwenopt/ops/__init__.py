@@ -11,6 +11,7 @@ from qwenopt.ops.kv_gather import KV_GATHER, PAGED_MASK
 from qwenopt.ops.kv_reserve import KV_RESERVE
 from qwenopt.ops.linear import LINEAR
 from qwenopt.ops.linear_add_rms_norm import LINEAR_ADD_RMS_NORM
+from qwenopt.ops.linear_argmax import LINEAR_ARGMAX
 from qwenopt.ops.linear_group import LINEAR_GROUP
 from qwenopt.ops.linear_silu_mul import LINEAR_SILU_MUL
 from qwenopt.ops.logit_signals import LOGIT_SIGNALS
@@ -48,6 +49,7 @@ OPS: dict[str, Op] = {
         LINEAR_SILU_MUL,
         LINEAR_GROUP,
         LINEAR_ADD_RMS_NORM,
+        LINEAR_ARGMAX,
         QK_NORM_ROPE_APPEND,
         QK_NORM_ROPE_STATIC_APPEND,
     )
@@ -63,6 +65,7 @@ __all__ = [
     "KV_RESERVE",
     "LINEAR",
     "LINEAR_ADD_RMS_NORM",
+    "LINEAR_ARGMAX",
     "LINEAR_GROUP",
     "LINEAR_SILU_MUL",
     "LOGIT_SIGNALS",

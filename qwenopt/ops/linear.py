@@ -45,15 +45,17 @@ def check_weight(op: str, x: Tensor, weight: Tensor) -> None:
     )
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check_weight("linear", x, weight)
+def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise unless the rows of `x` and `weight` are as long, and `bias` as the weight has rows."""
+    check_weight(op, x, weight)
     if bias is not None:
         torch._check(
             bias.dim() == 1 and bias.shape[0] == weight.shape[0],
-            lambda: (
-                f"linear: bias {tuple(bias.shape)} for weight {tuple(weight.shape)}; it must be ({weight.shape[0]},)"
-            ),
+            lambda: f"{op}: bias {tuple(bias.shape)} for weight {tuple(weight.shape)}; it must be ({weight.shape[0]},)",
         )
+
+
+_check = functools.partial(check_linear, "linear")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

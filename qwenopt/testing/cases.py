@@ -60,6 +60,12 @@ def _linear(rows: tuple[int, ...], k: int, n: int, bias: bool = False) -> tuple[
     return torch.randn(*rows, k), torch.randn(n, k) * k**-0.5, torch.randn(n) if bias else None
 
 
+def _integers(rows: tuple[int, ...], k: int, n: int, bias: bool = False) -> tuple[Any, ...]:
+    """A product without rounding, of which many results are equal: even bfloat16 has all whole numbers to 256."""
+    x, weight = torch.randint(-1, 2, (*rows, k)), torch.randint(-2, 3, (n, k))
+    return x.float(), weight.float(), torch.randint(-2, 3, (n,)).float() if bias else None
+
+
 def _group(rows: tuple[int, ...], k: int, *columns: int) -> tuple[Any, ...]:
     return torch.randn(*rows, k), [torch.randn(n, k) * k**-0.5 for n in columns]
 
@@ -184,6 +190,16 @@ _MAKERS: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
         "rows past the kernel": lambda: _linear_norm((40,), 64, 48),
         "odd": lambda: _linear_norm((3,), 37, 19),
         "no rows": lambda: _linear_norm((0,), 64, 48),
+    },
+    "linear_argmax": {
+        "decode": lambda: _integers((1, 1), 512, 640),
+        "batch": lambda: _integers((1, 8), 96, 130),
+        "rows past the kernel": lambda: _integers((40,), 64, 48),
+        "odd": lambda: _integers((3,), 37, 19),
+        "bias": lambda: _integers((2, 3), 64, 48, bias=True),
+        "vector": lambda: _integers((), 64, 48),
+        "no rows": lambda: _integers((0,), 64, 48),
+        "one column": lambda: _integers((2,), 64, 1),
     },
     "qk_norm_rope": {
         "decode": lambda: _rope(1, 1, 16, 8, 128),

@@ -29,6 +29,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias.double()
 
 
+def linear_argmax(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Where results need no rounding."""
+    return linear(x, weight, bias).reshape(-1, weight.shape[0]).max(-1, keepdim=True)[1]
+
+
 def linear_group(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
     return tuple(linear(x, weight, None) for weight in weights)
 
@@ -208,6 +213,7 @@ FORMULAS: dict[str, Any] = {
         add_rms_norm,
         silu_mul,
         linear,
+        linear_argmax,
         linear_group,
         linear_silu_mul,
         linear_add_rms_norm,

@@ -11,15 +11,14 @@ from qwenopt.ops.op import Op
 
 
 def results(op: Op, call: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """The tensors that `call(*args)` returns; of an op that writes, those it wrote. `args` stay as they are."""
+    """The tensors that `call(*args)` returns, then those it wrote. `args` stay as they are."""
     names = list(op.signature.parameters)
     written = [i for i, name in enumerate(names) if name in op.mutates and isinstance(args[i], Tensor)]
     own = tuple(copy_of(a) if i in written else a for i, a in enumerate(args))
     returned = call(*own)
-    if written:
-        assert returned is None, f"{op.name} returns what it should write"
-        return tuple(own[i] for i in written)
-    return tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
+    if returned is None:
+        returned = ()
+    return (*(returned if isinstance(returned, (tuple, list)) else (returned,)), *(own[i] for i in written))
 
 
 def copy_of(x: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ MAX_REGISTERS = {
     "budget_step": 64,
     "kv_append": 64,
     "linear": 80,
-    "lm_head": 80,
     "moe_align": 64,
     "paged_attention": 168,
     "qk_norm_rope": 64,

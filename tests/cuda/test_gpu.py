@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwenopt.ops import BUDGET_STEP, KV_APPEND, LINEAR, PAGED_ATTENTION, QK_NORM_ROPE
-from qwenopt.ops.cuda import linear, lm_head, moe_align, providers, qk_norm_rope
+from qwenopt.ops import BUDGET_STEP, KV_APPEND, LINEAR, LINEAR_ARGMAX, PAGED_ATTENTION, QK_NORM_ROPE
+from qwenopt.ops.cuda import linear, moe_align, providers, qk_norm_rope
 from qwenopt.ops.cuda.launch import Run
 from qwenopt.testing.budget_rows import random_rows
 from qwenopt.testing.cases import case, cases
@@ -74,15 +74,14 @@ def test_linear(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("rows", [1, 7, 16])
-def test_lm_head(run: Run, rows: int) -> None:
-    x, weight = on_gpu((torch.randn(rows, 1024).to(BF16), torch.randn(151936, 1024).to(BF16)))
-    logits, space = torch.empty(rows, 151936, dtype=BF16, device="cuda"), lm_head.workspace(x.device)
-    assert lm_head.accepts(x, weight, None) is None
-    for _ in range(3):  # the workspace is as it was
-        ids = lm_head.lm_head(run, x, weight, None, logits, space)
-        assert torch.equal(logits, linear.linear(run, x, weight, None))
-        first = (logits == logits.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
+def test_linear_argmax(run: Run, name: str, rows: int) -> None:
+    args = on_gpu((torch.randn(rows, 1024).to(BF16), torch.randn(151936, 1024).to(BF16), None))
+    ids = overload(LINEAR_ARGMAX, name, args)(*args)
+    logits = linear.linear(run, *args)
+    first = (logits == logits.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1, keepdim=True)
+    for _ in range(3):
         assert torch.equal(ids, first)
+        ids = overload(LINEAR_ARGMAX, name, args)(*args)
 
 
 @DTYPES

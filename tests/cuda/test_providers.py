@@ -11,18 +11,27 @@ from torch import Tensor
 
 from qwenopt import native
 from qwenopt.ops import OPS
-from qwenopt.ops.cuda import budget_step, kv_append, linear, paged_attention, providers, qk_norm_rope
+from qwenopt.ops.cuda import (
+    budget_step,
+    kv_append,
+    linear,
+    linear_argmax,
+    paged_attention,
+    providers,
+    qk_norm_rope,
+)
 from qwenopt.ops.cuda.launch import Launch
 from qwenopt.testing import nvcc
 from qwenopt.testing.cases import cases
 
-KERNELS: dict[str, tuple[Any, str]] = {
-    "budget_guard": (budget_step.accepts_guard, ""),
-    "budget_step": (budget_step.accepts_step, ""),
-    "kv_append": (kv_append.accepts, "triton"),
-    "linear": (linear.accepts, ""),
-    "paged_attention": (paged_attention.accepts, "triton"),
-    "qk_norm_rope": (qk_norm_rope.accepts, ""),
+KERNELS: dict[str, Any] = {
+    "budget_guard": budget_step.accepts_guard,
+    "budget_step": budget_step.accepts_step,
+    "kv_append": kv_append.accepts,
+    "linear": linear.accepts,
+    "linear_argmax": linear_argmax.accepts,
+    "paged_attention": paged_attention.accepts,
+    "qk_norm_rope": qk_norm_rope.accepts,
 }
 
 
@@ -58,7 +67,7 @@ def test_cuda_stands_before_cupy(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in KERNELS if cases(name)])
 def test_a_meta_tensor_is_enough_to_choose(name: str) -> None:
     """`accepts` looks at shapes and strides, never at data."""
-    accepts, _ = KERNELS[name]
+    accepts = KERNELS[name]
     for case in cases(name):
         args = case.build(torch.bfloat16)
         moved = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in args)

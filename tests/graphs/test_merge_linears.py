@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qwenopt.ops import TOP_TOKENS
+from qwenopt.ops.op import call
 from qwenopt.testing.fake_cuda import FakeGpu
 from qwenopt.testing.merged import raised_and_merged, tensors
 
@@ -120,3 +122,60 @@ def test_what_is_like_a_product_before_a_norm_and_is_not_one(gpu: FakeGpu) -> No
     assert raised_and_merged(gpu, used_elsewhere, *args) == apart
     assert raised_and_merged(gpu, the_residual, *args) == apart
     assert raised_and_merged(gpu, written_between, *args) == apart
+
+
+def test_what_is_like_a_choice_of_the_likeliest_and_is_not_one(gpu: FakeGpu) -> None:
+    x, weight, bias = tensors(gpu, (1, 3, 16), (8, 16), (8,))
+
+    def choose(logits: Tensor, k: int = 1) -> Tensor:
+        ids: Tensor = call(TOP_TOKENS, logits, k)[1]
+        return ids.squeeze(1)
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        return choose(F.linear(x, weight)[0])
+
+    def rows_alone(x: Tensor, weight: Tensor) -> Tensor:
+        return choose(F.linear(x[0], weight))
+
+    def with_bias(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return choose(F.linear(x, weight, bias)[0])
+
+    def of_several(x: Tensor, weight: Tensor) -> Tensor:
+        return choose(F.linear(x, weight)[0], 2)
+
+    def with_values(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        values, ids = call(TOP_TOKENS, F.linear(x, weight)[0], 1)
+        return values, ids
+
+    def logits_used(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        logits = F.linear(x, weight)[0]
+        return choose(logits), logits
+
+    def all_logits_used(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        logits = F.linear(x, weight)
+        return choose(logits[0]), logits
+
+    def one_of_two(x: Tensor, weight: Tensor) -> Tensor:
+        return choose(F.linear(x.expand(2, 3, 16), weight)[0])
+
+    def masked(x: Tensor, weight: Tensor) -> Tensor:
+        return choose(F.linear(x, weight)[0] + 1)
+
+    def written_between(x: Tensor, weight: Tensor) -> Tensor:
+        logits = F.linear(x, weight)[0]
+        weight.mul_(2)
+        return choose(logits)
+
+    def logits_written(x: Tensor, weight: Tensor) -> Tensor:
+        logits = F.linear(x, weight)[0]
+        logits[:, 3] = -1
+        return choose(logits)
+
+    assert raised_and_merged(gpu, plain, x, weight) == {"linear_argmax": 1}
+    assert raised_and_merged(gpu, rows_alone, x, weight) == {"linear_argmax": 1}
+    assert raised_and_merged(gpu, with_bias, x, weight, bias) == {"linear_argmax": 1}
+    apart = {"top_tokens": 1, "linear": 1}
+    for near in (of_several, with_values, logits_used, all_logits_used, one_of_two, masked):
+        assert raised_and_merged(gpu, near, x, weight) == apart, near.__name__
+    assert raised_and_merged(gpu, written_between, x, weight) == apart
+    assert raised_and_merged(gpu, logits_written, x, weight) == apart

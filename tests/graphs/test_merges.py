@@ -147,7 +147,9 @@ def test_merged_generation_gives_the_same_tokens() -> None:
         with merging_on_the_cpu():
             found = qwenopt.generate(model, prompts, **given)
     assert torch.equal(found.sequences, wanted.sequences)
-    assert {"qk_norm_rope_append", "linear_group"} <= set(qwenopt.last_report().graphs[-1].merged)
+    merged = qwenopt.last_report().graphs[-1].merged
+    assert {"qk_norm_rope_append", "linear_group"} <= set(merged)
+    assert merged["linear_argmax"] == 2, "of lm_head and the choice of a token, neither of which writes logits"
 
 
 def test_nothing_is_merged_on_the_cpu() -> None:

@@ -99,7 +99,7 @@ def test_thread_count_changes_nothing_beyond_rounding(case: Case) -> None:
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
 
 
-BFLOAT16_ALONE = {("paged_attention", "cuda"), ("paged_attention", "cupy")}  # matrix instructions of 16-bit queries
+BFLOAT16_ALONE = {(op, name) for op in ("paged_attention", "linear_argmax") for name in ("cuda", "cupy")}
 
 
 @pytest.mark.parametrize(("op", "provider"), PROVIDERS)

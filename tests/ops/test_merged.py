@@ -61,6 +61,12 @@ BAD: dict[str, tuple[str, Any, str]] = {
         (X, [W, torch.ones(5, 4)]),
         r"linear_group: x \(2, 3\) and weight \(5, 4\)",
     ),
+    "bias": (
+        "linear_argmax",
+        (X, W, torch.ones(4)),
+        r"linear_argmax: bias \(4,\) for weight \(5, 3\); it must be \(5,\)",
+    ),
+    "no columns": ("linear_argmax", (X, W[:0], None), r"weight \(0, 3\); it must have 1 to"),
     "gate and up": (
         "linear_silu_mul",
         (X, W, torch.ones(4, 3)),

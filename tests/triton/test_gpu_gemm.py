@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwenopt.ops import LINEAR, LINEAR_GROUP, LINEAR_SILU_MUL, MOE_EXPERTS
+from qwenopt.ops import LINEAR, LINEAR_ARGMAX, LINEAR_GROUP, LINEAR_SILU_MUL, MOE_EXPERTS
 from qwenopt.testing.cases import Case, cases
 from qwenopt.testing.tolerance import assert_as_accurate
 
@@ -72,6 +72,19 @@ def test_linear_cases(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 8, 16, 17])
 def test_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
     check(LINEAR, rows_and_weight(rows, n, k, dtype, bias=k == 3072))
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+def test_linear_argmax(rows: int, dtype: torch.dtype) -> None:
+    """The choice from what `linear` writes on this device, bit for bit."""
+    args = on_gpu(rows_and_weight(rows, 151936, 1024, dtype))
+    choice = LINEAR_ARGMAX.choose(args)
+    assert choice.provider is not None, choice.reason
+    assert choice.provider.name == "triton"
+    wanted = LINEAR(*args).sort(dim=-1, descending=True, stable=True)[1][:, :1]
+    for _ in range(3):
+        assert torch.equal(choice.provider.overload(*args), wanted)
 
 
 @DTYPES

@@ -8,7 +8,7 @@
 #include "../kernels/budget_step.cuh"
 #include "../kernels/kv_append.cuh"
 #include "../kernels/linear.cuh"
-#include "../kernels/lm_head.cuh"
+#include "../kernels/linear_argmax.cuh"
 #include "../kernels/moe_align.cuh"
 #include "../kernels/paged_attention.cuh"
 #include "../kernels/qk_norm_rope.cuh"

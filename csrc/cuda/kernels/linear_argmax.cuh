@@ -1,12 +1,12 @@
-// lm_head: the largest logit of each of up to 16 rows, and the logits themselves only when they are asked for.
+// linear_argmax: where the largest result of each of up to 16 rows is; the results are not written anywhere.
 #include "skinny.cuh"
 
 namespace qwenopt {
 
-struct LmHeadArgs {
-  LinearArgs linear;  // out may be null
-  uint64_t* best;     // [16], zeros before and after: the largest key of each row
-  int64_t* done;      // [1], zero before and after: blocks that are through
+struct LinearArgmaxArgs {
+  LinearArgs linear;  // out is not used
+  uint64_t* best;     // [16], zeros: the largest key of each row
+  int64_t* done;      // [1], zero: blocks that are through
   int64_t* ids;       // [M]
 };
 
@@ -33,7 +33,7 @@ struct LastBlock {
 };
 
 template <int TILES>
-QWENOPT_FN void lm_head(const LmHeadArgs& a) {
+QWENOPT_FN void linear_argmax(const LinearArgmaxArgs& a) {
   using Sums = SkinnySums<TILES>;
   QWENOPT_SHARED(Sums, sums);
   QWENOPT_SHARED(LastBlock, last);
@@ -47,7 +47,6 @@ QWENOPT_FN void lm_head(const LmHeadArgs& a) {
       const float value = skinny_result<TILES>(l, row0, sums, row, token);
       const uint64_t here = rank_key(value, row0 + row);
       key = here > key ? here : key;
-      if (l.out != nullptr) static_cast<bf16*>(l.out)[token * l.out_stride + row0 + row] = from_float<bf16>(value);
     }
     __syncthreads();  // the sums are read before the next tile's are written
   }
@@ -65,12 +64,10 @@ QWENOPT_FN void lm_head(const LmHeadArgs& a) {
   if (threadIdx.x < l.M) {
     const uint64_t best = atomicMax(a.best + threadIdx.x, uint64_t(0));
     a.ids[threadIdx.x] = int64_t(0xffffffffu - uint32_t(best));
-    a.best[threadIdx.x] = 0;
   }
-  if (threadIdx.x == 0) *a.done = 0;
 }
 
-QWENOPT_KERNEL(lm_head_bfloat16_8, LmHeadArgs, kSkinnyThreads, lm_head<1>(a))
-QWENOPT_KERNEL(lm_head_bfloat16_16, LmHeadArgs, kSkinnyThreads, lm_head<2>(a))
+QWENOPT_KERNEL(linear_argmax_bfloat16_8, LinearArgmaxArgs, kSkinnyThreads, linear_argmax<1>(a))
+QWENOPT_KERNEL(linear_argmax_bfloat16_16, LinearArgmaxArgs, kSkinnyThreads, linear_argmax<2>(a))
 
 }  // namespace qwenopt
