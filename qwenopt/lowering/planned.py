@@ -17,8 +17,10 @@ from qwenopt.lowering.plan_recording import Recording
 from qwenopt.lowering.plan_run import NativePlan, compile_plan
 from qwenopt.ops.steps import NotPlanned
 
-# Plans of one run for several sizes; each has an arena of its own, 20 MB for 512 tokens of the 0.6B model.
+# Plans of one run for several sizes; each has an arena of its own, 20 MB for 512 tokens of the 0.6B model. Sizes that
+# came once are remembered apart from them, so that prompts of many lengths do not push out the plan of decoding.
 MOST_SIZES = 4
+MOST_ONCE = 4
 
 
 class Planned:
@@ -88,17 +90,20 @@ class SizedPlanned(Planned):
             raise NotPlanned(f"sizes that no input tells: {symbols}")
         self._hints = tuple(hints[symbol] for symbol in self._symbols)
         self._num_tensors = sum(isinstance(spelling.fake(node), Tensor) for node in self.placeholders)
-        # Threads and sizes: the plan, or None for what came once. The last one used is the last one here.
-        self._sized: OrderedDict[tuple[int, ...], NativePlan | None] = OrderedDict()
-        self._refused: set[tuple[int, ...]] = set()  # a kernel takes some sizes and not others
+        # By threads and sizes, the last one used last: plans, and for what came once whether it was refused, since a
+        # kernel may take some sizes and not others.
+        self._sized: OrderedDict[tuple[int, ...], NativePlan] = OrderedDict()
+        self._once: OrderedDict[tuple[int, ...], bool] = OrderedDict()
         self._lock = Lock()
 
     def prepare(self) -> NativePlan:
         """The plan for the sizes that Dynamo saw; raises NotPlanned where there can be none."""
         key = (torch.get_num_threads(), *self._hints)
         with self._lock:
-            plan = self._sized.get(key) or self._for_sizes(key)
-            self._sized[key] = plan
+            plan = self._sized.get(key)
+            if plan is None:
+                plan = self._for_sizes(key)
+                _remember(self._sized, key, plan, MOST_SIZES)
         return plan
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -109,18 +114,27 @@ class SizedPlanned(Planned):
         return self._run(plan, inputs, inputs[: self._num_tensors])
 
     def _find(self, key: tuple[int, ...]) -> NativePlan | None:
-        if key not in self._sized:
-            self._sized[key] = None
-            while len(self._sized) > MOST_SIZES:
-                self._refused.discard(self._sized.popitem(last=False)[0])
-            return None
-        self._sized.move_to_end(key)
-        if self._sized[key] is None and key not in self._refused:
+        if key in self._sized:
+            self._sized.move_to_end(key)
+            return self._sized[key]
+        refused = self._once.pop(key, None)
+        if refused is False:
             try:
-                self._sized[key] = self._for_sizes(key)
+                plan = self._for_sizes(key)
             except NotPlanned:
-                self._refused.add(key)
-        return self._sized[key]
+                refused = True
+            else:
+                _remember(self._sized, key, plan, MOST_SIZES)
+                return plan
+        _remember(self._once, key, refused is True, MOST_ONCE)
+        return None
 
     def _for_sizes(self, key: tuple[int, ...]) -> NativePlan:
         return self._record(key[0], dict(zip(self._symbols, key[1:], strict=True)))
+
+
+def _remember(known: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
+    """The last one used; the others, up to `most` in all, stay."""
+    known[key] = value
+    while len(known) > most:
+        known.popitem(last=False)

@@ -14,7 +14,7 @@ from qwenopt import native
 from qwenopt.backend import compile_graph
 from qwenopt.graphs import spelling
 from qwenopt.lowering import plan, plan_symbols
-from qwenopt.lowering.planned import MOST_SIZES, SizedPlanned
+from qwenopt.lowering.planned import MOST_ONCE, MOST_SIZES, SizedPlanned
 from qwenopt.ops.steps import NotPlanned, Size
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native module: {native.why_not()}")
@@ -56,9 +56,9 @@ class Compiled:
         assert isinstance(found, SizedPlanned)
         return found
 
-    def sizes(self) -> dict[int, bool]:
-        """Tokens that are remembered, in order, and whether there is a plan for them."""
-        return {key[-1]: made is not None for key, made in self.planned._sized.items()}
+    def sizes(self) -> tuple[list[int], list[int]]:
+        """Tokens that there are plans for, and those that are remembered without one, in order."""
+        return [key[-1] for key in self.planned._sized], [key[-1] for key in self.planned._once]
 
 
 @pytest.fixture
@@ -71,14 +71,13 @@ def compiled() -> Compiled:
 def test_a_size_that_comes_again_has_a_plan(compiled: Compiled) -> None:
     for tokens in (9, 5, 7, 5):
         compiled(tokens)
-    assert compiled.sizes() == {9: True, 7: False, 5: True}, "9 is what Dynamo saw"
+    assert compiled.sizes() == ([9, 5], [7]), "9 is what Dynamo saw"
 
 
 def test_bits_are_those_of_the_nodes(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = (9, 5, 5, 16, 9, 16, 2)
     found = [compiled(tokens) for tokens in sizes]
-    ran = [made.threads for made in compiled.planned._sized.values() if made is not None]
-    assert len(ran) == 3
+    assert compiled.sizes() == ([5, 9, 16], [2])
     monkeypatch.setattr(plan, "install", lambda gm, raised: plan.Installed())
     torch.compiler.reset()
     torch.manual_seed(0)
@@ -90,14 +89,22 @@ def test_bits_are_those_of_the_nodes(compiled: Compiled, monkeypatch: pytest.Mon
 def test_a_size_that_a_kernel_does_not_take_is_run_node_by_node(compiled: Compiled) -> None:
     for tokens in (9, 33, 33, 33):  # more rows of float32 than `linear` has a kernel for
         wanted = compiled(tokens)
-    assert compiled.sizes() == {9: True, 33: False}
+    assert compiled.sizes() == ([9], [33])
     assert torch.equal(compiled(33), wanted)
 
 
 def test_only_the_last_few_sizes_are_kept(compiled: Compiled) -> None:
-    for tokens in (16, 16, *range(2, 2 + 2 * MOST_SIZES)):
+    for tokens in range(2, 2 + 2 * MOST_SIZES):
         compiled(tokens)
-    assert list(compiled.sizes()) == list(range(2 + MOST_SIZES, 2 + 2 * MOST_SIZES))
+        compiled(tokens)
+    assert compiled.sizes() == (list(range(2 + MOST_SIZES, 2 + 2 * MOST_SIZES)), [])
+
+
+def test_what_comes_once_pushes_no_plan_out(compiled: Compiled) -> None:
+    """Prompts of many lengths between the steps of decoding."""
+    for tokens in (16, 16, *range(2, 4 + MOST_ONCE)):
+        compiled(tokens)
+    assert compiled.sizes() == ([16], list(range(4, 4 + MOST_ONCE)))
 
 
 def test_each_number_of_threads_has_plans_of_its_own(compiled: Compiled) -> None:
@@ -116,7 +123,7 @@ def test_each_number_of_threads_has_plans_of_its_own(compiled: Compiled) -> None
             planned(*inputs)
     finally:
         torch.set_num_threads(before)
-    made = [(key[0], p.threads) for key, p in planned._sized.items() if key[-1] == 5 and p is not None]
+    made = [(key[0], p.threads) for key, p in planned._sized.items() if key[-1] == 5]
     assert made == [(1, 1), (2, 2)]
 
 
