@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import cases_linear
 import cases_paged
 import torch
 from torch import Tensor
@@ -149,59 +150,6 @@ def _moe_experts(shape: Shape, case: Case) -> Work:
     return Work(variants, sum(touched) // len(touched) * each + io_bytes, flops)
 
 
-def _linear(shape: Shape, case: Case) -> Work:
-    """`detail` names the matrix."""
-    rows, columns = {
-        "q_proj": (shape.heads * shape.head_dim, shape.hidden),
-        "gate_proj": (shape.intermediate, shape.hidden),
-        "down_proj": (shape.hidden, shape.intermediate),
-        "lm_head": (shape.vocab, shape.hidden),
-    }[case.detail]
-    x = noise(case, 1, case.tokens, columns)
-    num_bytes = rows * columns * case.dtype.itemsize
-    variants = _rotated(lambda: (x, noise(case, rows, columns, scale=columns**-0.5), None), num_bytes)
-    io_bytes = case.tokens * (rows + columns) * case.dtype.itemsize
-    return Work(variants, num_bytes + io_bytes, 2 * case.tokens * rows * columns)
-
-
-def _linear_group(shape: Shape, case: Case) -> Work:
-    rows = [shape.heads * shape.head_dim, *[shape.kv_heads * shape.head_dim] * 2]
-    k = shape.hidden
-    x = noise(case, 1, case.tokens, k)
-    num_bytes = sum(rows) * k * case.dtype.itemsize
-    variants = _rotated(lambda: (x, [noise(case, n, k, scale=k**-0.5) for n in rows]), num_bytes)
-    io_bytes = case.tokens * (sum(rows) + k) * case.dtype.itemsize
-    return Work(variants, num_bytes + io_bytes, 2 * case.tokens * sum(rows) * k)
-
-
-def _linear_silu_mul(shape: Shape, case: Case) -> Work:
-    n, k = shape.intermediate, shape.hidden
-    x = noise(case, 1, case.tokens, k)
-    num_bytes = 2 * n * k * case.dtype.itemsize
-    variants = _rotated(lambda: (x, *(noise(case, n, k, scale=k**-0.5) for _ in range(2))), num_bytes)
-    io_bytes = case.tokens * (n + k) * case.dtype.itemsize
-    return Work(variants, num_bytes + io_bytes, 4 * case.tokens * n * k)
-
-
-def _linear_add_rms_norm(shape: Shape, case: Case) -> Work:
-    """The end of an MLP and the norm of the next layer."""
-    n, k = shape.hidden, shape.intermediate
-    x, residual, norm = noise(case, 1, case.tokens, k), noise(case, 1, case.tokens, n), norm_weight(case, n)
-    num_bytes = n * k * case.dtype.itemsize
-    variants = _rotated(lambda: (x, noise(case, n, k, scale=k**-0.5), residual, norm, EPS), num_bytes)
-    io_bytes = _bytes(x) + 3 * _bytes(residual) + _bytes(norm)
-    return Work(variants, num_bytes + io_bytes, 2 * case.tokens * n * k)
-
-
-def _linear_argmax(shape: Shape, case: Case) -> Work:
-    """The end of a greedy step, on whole numbers: their products are exact in any order, and so is the choice."""
-    n, k = shape.vocab, shape.hidden
-    x = noise(case, 1, case.tokens, k).clamp(-1, 1).round()
-    num_bytes = n * k * case.dtype.itemsize
-    variants = _rotated(lambda: (x, noise(case, n, k).clamp(-2, 2).round(), None), num_bytes)
-    return Work(variants, num_bytes + _bytes(x) + 8 * case.tokens, 2 * case.tokens * n * k)
-
-
 def _qk_norm_rope_append(shape: Shape, case: Case) -> Work:
     """`detail` as of kv_append."""
     rope = _qk_norm_rope(shape, case)
@@ -221,8 +169,8 @@ def _qk_norm_rope_static_append(shape: Shape, case: Case) -> Work:
     return Work([(*args, keys, values, v, torch.tensor(present))], num_bytes, rope.flops)
 
 
-def _paged(build: Callable[[Shape, Case], tuple[Any, int, int]]) -> Callable[[Shape, Case], Work]:
-    """`detail` is rows x keys, page size and perhaps int8: `16x2048-p16`."""
+def _rotating(build: Callable[[Shape, Case], tuple[Any, int, int]]) -> Callable[[Shape, Case], Work]:
+    """`build` says how to make the arguments, and the bytes and operations of a call."""
 
     def work(shape: Shape, case: Case) -> Work:
         make, num_bytes, flops = build(shape, case)
@@ -236,16 +184,16 @@ _BUILDERS: dict[str, Callable[[Shape, Case], Work]] = {
     "add_rms_norm": _add_rms_norm,
     "qk_norm_rope": _qk_norm_rope,
     "attention": _attention,
-    "kv_append": _paged(cases_paged.kv_append),
-    "paged_attention": _paged(cases_paged.paged_attention),
+    "kv_append": _rotating(cases_paged.kv_append),
+    "paged_attention": _rotating(cases_paged.paged_attention),
     "silu_mul": _silu_mul,
     "moe_route": _moe_route,
     "moe_experts": _moe_experts,
-    "linear": _linear,
-    "linear_group": _linear_group,
-    "linear_silu_mul": _linear_silu_mul,
-    "linear_add_rms_norm": _linear_add_rms_norm,
-    "linear_argmax": _linear_argmax,
+    "linear": _rotating(cases_linear.linear),
+    "linear_group": _rotating(cases_linear.linear_group),
+    "linear_silu_mul": _rotating(cases_linear.linear_silu_mul),
+    "linear_add_rms_norm": _rotating(cases_linear.linear_add_rms_norm),
+    "linear_argmax": _rotating(cases_linear.linear_argmax),
     "qk_norm_rope_append": _qk_norm_rope_append,
     "qk_norm_rope_static_append": _qk_norm_rope_static_append,
 }
