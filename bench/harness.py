@@ -60,7 +60,7 @@ def implementation(op: str, name: str, work: Work) -> Callable[..., Any]:
     if name == "inductor":
         return torch.compile(OPS[op].reference, dynamic=False)
     if name == "grouped_mm":
-        return _grouped_mm(*work.variants[0][3:])
+        return experts_of_transformers("grouped_mm", *work.variants[0][3:])
     provider = next(p for p in OPS[op].providers if p.name == name)
     reason = provider.available() or provider.accepts(*work.variants[0])
     if reason is not None:
@@ -68,19 +68,20 @@ def implementation(op: str, name: str, work: Work) -> Callable[..., Any]:
     return provider.fn
 
 
-def _grouped_mm(gate_up_proj: Tensor, down_proj: Tensor) -> Callable[..., Any]:
-    """The expert layer of transformers, in its grouped_mm implementation, on given weights."""
+def experts_of_transformers(how: str, gate_up_proj: Tensor, down_proj: Tensor, compiled: bool = False) -> Any:
+    """The expert layer of transformers on given weights, in its implementation `how`; by Inductor if compiled."""
     from transformers import Qwen3MoeConfig
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
     experts, hidden, inter = down_proj.shape
     config = Qwen3MoeConfig(num_experts=experts, hidden_size=hidden, moe_intermediate_size=inter)
-    config._experts_implementation = "grouped_mm"
+    config._experts_implementation = how
     with torch.device("meta"):
         module = Qwen3MoeExperts(config)
     module.gate_up_proj = torch.nn.Parameter(gate_up_proj, requires_grad=False)
     module.down_proj = torch.nn.Parameter(down_proj, requires_grad=False)
-    return lambda x, indices, weights, *_: module(x, indices, weights)
+    run = torch.compile(module, fullgraph=True, dynamic=False) if compiled else module
+    return lambda x, indices, weights, *_: run(x, indices, weights)
 
 
 def check(op: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -13,8 +13,8 @@ import harness
 import torch
 from cases import BF16, Case, Work
 from torch import Tensor
-from torch.nn import functional as F
 
+from bench.gpu.peers import peers
 from bench.gpu.timing import each
 from qwenopt.ops import OPS
 
@@ -40,6 +40,8 @@ CASES = [
     Case("moe_experts", "30B-A3B", 4096),
     Case("linear", "8B", 512, detail="gate_proj"),
     Case("linear", "0.6B", 1, detail="gate_proj"),
+    # Last, since Inductor takes its time.
+    *(Case("moe_experts", "30B-A3B", t, detail="inductor") for t in (1, 64)),
 ]
 
 
@@ -59,22 +61,6 @@ def on_gpu(work: Work) -> Work:
     return Work([tuple(move(a) for a in args) for args in work.variants], work.num_bytes, work.flops)
 
 
-def peers(case: Case, work: Work) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """What else computes this: torch (cuBLAS, flash attention), transformers' grouped_mm, the reference in eager."""
-    op = OPS[case.op]
-    if case.op == "moe_experts":
-        yield "grouped_mm", harness._grouped_mm(*work.variants[0][3:])
-        return
-    if case.op == "attention" and not case.detail:
-        yield (
-            "sdpa",
-            lambda q, k, v, mask, positions, causal, scale: F.scaled_dot_product_attention(
-                q, k, v, is_causal=causal, scale=scale, enable_gqa=True
-            ),
-        )
-    yield "cublas" if case.op == "linear" else "eager", op.reference
-
-
 def providers(case: Case, args: tuple[Any, ...]) -> Iterator[tuple[str, Callable[..., Any] | str]]:
     """The kernels of this package, or why one cannot be had. Where `torch` is a provider it is among the peers."""
     for p in OPS[case.op].providers:
@@ -91,7 +77,7 @@ def one(case: Case, limits: harness.Limits) -> dict[str, Any]:
         try:
             if isinstance(fn, str):
                 raise RuntimeError(fn)
-            if name not in ("sdpa", "grouped_mm"):
+            if name != "sdpa" and "_mm" not in name:
                 harness.check(case.op, fn, work.variants[0])
             seconds, how = each(fn, work.variants)
         except Exception as error:  # one that fails or is wrong has no time, and the others still have theirs

@@ -73,6 +73,23 @@ def kv_gather(
     return out[0], out[1]
 
 
+def _fake(
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    block_table: Tensor,
+    packed: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Shapes alone: the reference is a dozen ops, which would be traced for each layer."""
+    _check(k_pool, v_pool, k_scale, v_scale, block_table, packed, dtype)
+    (_, groups, page_size, dim), (rows, width) = k_pool.shape, block_table.shape
+    lines, keys = (1, rows * width * page_size) if packed else (rows, width * page_size)
+    shape = (lines, groups, keys, dim)
+    return k_pool.new_empty(shape, dtype=dtype), v_pool.new_empty(shape, dtype=dtype)
+
+
 def _check_mask(q_starts: Tensor, q_positions: Tensor, num_keys: int, window: int) -> None:
     ok = q_starts.dim() == 1 and q_starts.dtype == torch.int32
     torch._check(
@@ -105,5 +122,5 @@ def paged_mask(q_starts: Tensor, q_positions: Tensor, num_keys: int, window: int
     return (own[:, :, None] & seen[:, None, :]).flatten(1)[None, None]
 
 
-KV_GATHER = Op(kv_gather, check=_check)
+KV_GATHER = Op(kv_gather, check=_check, fake=_fake)
 PAGED_MASK = Op(paged_mask, check=_check_mask)
