@@ -107,7 +107,7 @@ def params() -> list[Any]:
     found = []
     for setting in SETTINGS:
         for impl in IMPLS:
-            marks = [pytest.mark.ci] if setting is SETTINGS[0] and impl != "paged|eager" else []
+            marks = [pytest.mark.ci] if setting is SETTINGS[0] and impl in ("sdpa", "qwenopt") else []
             found.append(pytest.param(setting, impl, marks=marks, id=f"{setting}-{impl}"))
     return found
 

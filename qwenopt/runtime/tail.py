@@ -96,8 +96,9 @@ class Choices:
             return []
         ahead, sampler = take_forced(self.tail.thinking, line, most), self.tail.sampler
         if ahead:
-            alone = torch.arange(sampler.rows, device=sampler.steps.device) == line
             sampler.steps[line] += len(ahead)  # as many random numbers as one by one
+        if ahead and sampler.penalties:
+            alone = torch.arange(sampler.rows, device=sampler.steps.device) == line
             for token in ahead:
                 sampler.observe(torch.full_like(alone, token, dtype=torch.int64), alone)
         return ahead

@@ -29,9 +29,8 @@ def forced_ahead(state: ThinkingState, row: int) -> list[int]:
 def take_forced(state: ThinkingState, row: int, most: int | None = None) -> list[int]:
     """The first `most` of `forced_ahead` (None: all), with the row moved behind them."""
     ahead = forced_ahead(state, row)[:most]
-    alone = torch.arange(state.rows, device=state.state.device) == row
-    for token in ahead:
-        state.step(torch.full_like(alone, token, dtype=torch.int64), alone)
+    if ahead:
+        state.step_row(row, ahead)
     return ahead
 
 

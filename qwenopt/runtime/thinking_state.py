@@ -107,6 +107,13 @@ class ThinkingState(nn.Module):
         out: Tensor = call(BUDGET_STEP, given, self.signals, self.state, self.forced, self.lut, self.ids)
         return out if active is None else torch.where(active, out, sampled)
 
+    def step_row(self, row: int, tokens: Sequence[int]) -> None:
+        """`step` for tokens of one row, one after the other; the other rows are not looked at."""
+        one = slice(row, row + 1)
+        signals, state, forced = self.signals[one], self.state[one], self.forced[one]
+        for token in torch.tensor(tokens, dtype=torch.int64, device=self.state.device).split(1):
+            call(BUDGET_STEP, token, signals, state, forced, self.lut, self.ids)
+
     def answering(self) -> Tensor:
         """Rows whose next token belongs to the answer, bool [R]."""
         return self.state[:, _PHASE] >= _ANSWER

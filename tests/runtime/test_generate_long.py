@@ -24,6 +24,7 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_lengths_of_up_to_four_thousand(seed: int) -> None:
     model = tiny_model("0.6B", max_position_embeddings=4096)
