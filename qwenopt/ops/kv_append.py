@@ -105,19 +105,7 @@ def kv_append(
             scale[pages, :, places] = scales
 
 
-def _fake(
-    k_pool: Tensor,
-    v_pool: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    slots: Tensor,
-) -> None:
-    check_append(k_pool, v_pool, k_scale, v_scale, k, v, slots)
-
-
-KV_APPEND = Op(kv_append, check=check_append, fake=_fake, mutates=("k_pool", "v_pool", "k_scale", "v_scale"))
+KV_APPEND = Op(kv_append, check=check_append, fake=check_append, mutates=("k_pool", "v_pool", "k_scale", "v_scale"))
 
 
 def pools_fit(k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> str | None:

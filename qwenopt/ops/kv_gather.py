@@ -6,6 +6,8 @@ What a paged cache gives to a model that runs without this backend. Compiled, bo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -73,17 +75,10 @@ def kv_gather(
     return out[0], out[1]
 
 
-def _fake(
-    k_pool: Tensor,
-    v_pool: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    block_table: Tensor,
-    packed: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+def _fake(k_pool: Tensor, v_pool: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """Shapes alone: the reference is a dozen ops, which would be traced for each layer."""
-    _check(k_pool, v_pool, k_scale, v_scale, block_table, packed, dtype)
+    _check(k_pool, v_pool, *rest)
+    _, _, block_table, packed, dtype = rest
     (_, groups, page_size, dim), (rows, width) = k_pool.shape, block_table.shape
     lines, keys = (1, rows * width * page_size) if packed else (rows, width * page_size)
     shape = (lines, groups, keys, dim)
