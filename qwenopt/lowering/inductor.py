@@ -37,8 +37,7 @@ def lower(
             r.node.target = r.provider.overload
         else:
             # A Python function in the graph is traced into by AOTAutograd, so Inductor sees and fuses what it does.
-            # The reference of an op with its own fake depends on data and cannot be traced: one opaque node.
-            r.node.target = r.op.default if r.op.fake is not None else r.op.reference
+            r.node.target = r.op.default if r.op.opaque else r.op.reference
     gm.graph.lint()
     gm.recompile()
     return compile_untouched(gm, inputs, patches)

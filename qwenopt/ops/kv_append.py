@@ -105,7 +105,9 @@ def kv_append(
             scale[pages, :, places] = scales
 
 
-KV_APPEND = Op(kv_append, check=check_append, fake=check_append, mutates=("k_pool", "v_pool", "k_scale", "v_scale"))
+KV_APPEND = Op(
+    kv_append, check=check_append, fake=check_append, opaque=True, mutates=("k_pool", "v_pool", "k_scale", "v_scale")
+)
 
 
 def pools_fit(k_pool: Tensor, v_pool: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> str | None:

@@ -71,4 +71,4 @@ def kv_reserve(handle: Tensor, block_table: Tensor, length: Tensor, slots: Tenso
     HANDLES.cache(int(handle)).reserve_batch(batch, seq, block_table, length, slots)
 
 
-KV_RESERVE = Op(kv_reserve, check=_check, fake=_check, mutates=("block_table", "length", "slots"))
+KV_RESERVE = Op(kv_reserve, check=_check, fake=_check, opaque=True, mutates=("block_table", "length", "slots"))

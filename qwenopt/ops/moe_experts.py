@@ -62,7 +62,7 @@ def _fake(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, dow
     return x.new_empty(x.shape)
 
 
-MOE_EXPERTS = Op(moe_experts, check=_check_shapes, fake=_fake)
+MOE_EXPERTS = Op(moe_experts, check=_check_shapes, fake=_fake, opaque=True)
 
 
 def _accepts(x: Tensor, indices: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> str | None:

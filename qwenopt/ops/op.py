@@ -53,13 +53,15 @@ class Op:
 
     `check(*args)` raises on arguments whose shapes do not fit, with their values; the reference calls it too. Kernels
     read raw memory, so it stands before every way to one but the direct plan, whose graph was checked on fake tensors.
-    `fake` replaces the reference under fake tensors where the reference itself depends on data. `mutates` names the
-    arguments that the op writes to; it must not be given two that share memory.
+    `fake` replaces the reference under fake tensors: where that is much to trace, or `opaque`, a reference that depends
+    on data and cannot be traced at all. `mutates` names the arguments that the op writes to; it must not be given two
+    that share memory.
     """
 
     reference: Callable[..., Any]
     check: Callable[..., None] | None = None
     fake: Callable[..., Any] | None = None
+    opaque: bool = False
     mutates: tuple[str, ...] = ()
     providers: list[Provider] = field(default_factory=list)
 

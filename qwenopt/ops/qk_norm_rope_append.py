@@ -67,7 +67,7 @@ def _fake(*args: Any) -> Tensor:
 
 
 QK_NORM_ROPE_APPEND = Op(
-    qk_norm_rope_append, check=_check, fake=_fake, mutates=("k_pool", "v_pool", "k_scale", "v_scale")
+    qk_norm_rope_append, check=_check, fake=_fake, opaque=True, mutates=("k_pool", "v_pool", "k_scale", "v_scale")
 )
 
 
