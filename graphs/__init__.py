@@ -27,6 +27,7 @@ from qwenopt.graphs.logit_signals import raise_logit_signals
 from qwenopt.graphs.merging import Merging
 from qwenopt.graphs.moe_experts import raise_moe_experts
 from qwenopt.graphs.moe_route import raise_moe_route
+from qwenopt.graphs.outer_product import multiply_outer_products
 from qwenopt.graphs.paged_attention import raise_paged_attention
 from qwenopt.graphs.qk_norm_rope import raise_qk_norm_rope
 from qwenopt.graphs.qk_norm_rope_append import merge_qk_norm_rope_append
@@ -41,6 +42,7 @@ Pass = Callable[[Context], None]
 # The order of all passes. The name is the op whose sites the pass makes (what `disable` names); "" always runs.
 PASSES: list[tuple[str, Pass]] = [
     ("", canonicalize),  # first: every pattern below is written without no-op casts
+    ("", multiply_outer_products),  # anywhere: no pattern below has a product of one column by one row
     ("", functionalize),  # before moe_experts, whose rows some versions of transformers mask in place
     ("moe_experts", raise_moe_experts),  # before silu_mul: the expert MLP contains one
     ("moe_route", raise_moe_route),  # after moe_experts: then the router's results have one reader each

@@ -100,7 +100,7 @@ class Context:
         added = [call]
         self.writes.place(call, anchor)
         results = self._results(call, len(roots), added, anchor, adapt)
-        reason = self._propagate(op, added) or _differs_in_meta(roots, results)
+        reason = self._propagate(op, added) or differs_in_meta(roots, results)
         if reason is not None:
             for node in reversed(added):
                 self.graph.erase_node(node)
@@ -234,7 +234,7 @@ def fake_mode(values: Any) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _differs_in_meta(roots: Sequence[Node], results: Sequence[Node]) -> str | None:
+def differs_in_meta(roots: Sequence[Node], results: Sequence[Node]) -> str | None:
     """Why the results do not look exactly like the roots (shape, dtype, stride), or None. Adds no shape guards."""
     for root, result in zip(roots, results, strict=True):
         old, new = spelling.fake(root), spelling.fake(result)

@@ -50,6 +50,7 @@ _TABLE: dict[str, tuple[tuple[str, ...], tuple[Callable[..., Any] | str, ...]]] 
     ),
     "grouped_mm": (("x", "weight", "offs", "bias", "out_dtype"), (torch._grouped_mm,)),
     "bmm": (("x", "other"), (torch.bmm, "bmm")),
+    "matmul": (("x", "other"), (operator.matmul, torch.matmul, "matmul", "__matmul__")),
     "cat": (("tensors", "dim"), (torch.cat, torch.concat)),
     "chunk": (("x", "chunks", "dim"), (torch.chunk, "chunk")),
     "sort": (("x", "dim"), (torch.sort, "sort")),

@@ -42,7 +42,7 @@ class NativePlan:
     arena: Tensor
     arena_address: int
     threads: int
-    expected_strides: tuple[tuple[int, tuple[int, ...]], ...]  # of inputs that Dynamo does not guard
+    expected_strides: tuple[tuple[int, tuple[Number, ...]], ...]  # of inputs that Dynamo does not guard
     sizes: tuple[tuple[int, int], ...]  # input and dimension of every size known at run time
     new: tuple[Array, ...]
     results: tuple[_Result, ...]
@@ -50,7 +50,8 @@ class NativePlan:
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         """Whether the tensors computed in this graph have the strides that the plan was made for."""
-        return all(inputs[i].stride() == strides for i, strides in self.expected_strides)
+        sizes = self._sizes(inputs) if self.expected_strides else ()
+        return all(inputs[i].stride() == _resolve(strides, sizes) for i, strides in self.expected_strides)
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self._call(inputs, self.plan.run)[0]
@@ -60,7 +61,7 @@ class NativePlan:
         return self._call(inputs, self.plan.profile)
 
     def _call(self, inputs: Sequence[Tensor], run: Callable[..., Any]) -> tuple[tuple[Tensor, ...], Any]:
-        sizes = [inputs[i].shape[dim] for i, dim in self.sizes]
+        sizes = self._sizes(inputs)
         made = [torch.empty(_resolve(array.shape, sizes), dtype=array.dtype) for array in self.new]
         values = [self.arena_address]
         values += [t.data_ptr() for t in inputs]
@@ -68,6 +69,9 @@ class NativePlan:
         values += sizes
         returned = run(values, self.threads, self.isa)
         return tuple(self._result(r, inputs, made, sizes) for r in self.results), returned
+
+    def _sizes(self, inputs: Sequence[Tensor]) -> list[int]:
+        return [inputs[i].shape[dim] for i, dim in self.sizes]
 
     def _result(self, r: _Result, inputs: Sequence[Tensor], made: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
         base = made[r.source] if r.is_new else inputs[r.source]
@@ -139,16 +143,11 @@ def _example(node: Node) -> Any:
         return None
 
 
-def _expected_strides(recording: Recording, position: dict[Node, int]) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    found = []
-    for node in recording.inputs:
-        if "grapharg" in node.meta:  # an input of Dynamo's graph: guarded
-            continue
-        array = recording.values[node]
-        if not all(isinstance(n, int) for n in array.strides):
-            raise NotPlanned(f"{node.name}: strides that are only known at run time, of a tensor that is not guarded")
-        found.append((position[node], array.strides))
-    return tuple(found)
+def _expected_strides(recording: Recording, position: dict[Node, int]) -> tuple[tuple[int, tuple[Number, ...]], ...]:
+    # An input of Dynamo's graph has a "grapharg", and is guarded.
+    return tuple(
+        (position[node], recording.values[node].strides) for node in recording.inputs if "grapharg" not in node.meta
+    )
 
 
 class _Encoder:

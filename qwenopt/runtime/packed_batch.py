@@ -7,6 +7,7 @@ call, so that a compiled graph serves them all.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,10 @@ class PackedPlaces:
                 torch._dynamo.mark_static(t)
 
 
+# Up to 5.3, transformers numbers the tokens of every call from here, and reads that only where no positions came.
+_ASKED_ANYWAY = "cache_position" in inspect.signature(CacheLayerMixin.get_mask_sizes).parameters
+
+
 class PackedLayer(CacheLayerMixin):
     """One layer's pools, as packed rows see them."""
 
@@ -92,11 +97,17 @@ class PackedLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Not asked for: packed rows bring their own positions."""
+        if _ASKED_ANYWAY:
+            return 0
         raise QwenoptError("packed rows: call the model with position_ids=batch.places.positions[None]")
 
     def get_max_length(self) -> int:
         """The most tokens that a row can have."""
         return self.layer.get_max_length()
+
+    def get_max_cache_shape(self) -> int:
+        """The same, by its name in transformers up to 5.19."""
+        return self.get_max_length()
 
 
 class PackedBatch(LayeredCache):

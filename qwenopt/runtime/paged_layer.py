@@ -106,3 +106,7 @@ class PagedLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """The most tokens that a row can have."""
         return self.places.block_table.shape[1] * self.page_size
+
+    def get_max_cache_shape(self) -> int:
+        """The same, by its name in transformers up to 5.19."""
+        return self.get_max_length()

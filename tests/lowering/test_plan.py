@@ -18,8 +18,8 @@ from qwenopt import native, report
 from qwenopt.backend import compile_graph
 from qwenopt.lowering import plan
 from qwenopt.ops import LINEAR, MOE_EXPERTS
-from qwenopt.ops.steps import NotPlanned
-from qwenopt.testing.decode import make_cache, prompt
+from qwenopt.ops.steps import NotPlanned, Size
+from qwenopt.testing.decode import make_cache, positions, prompt
 from qwenopt.testing.models import tiny_model
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native module: {native.why_not()}")
@@ -54,17 +54,24 @@ class Lowered:
 
 @torch.no_grad()
 def decode(
-    model: Any, cache: str, *, counts: tuple[int, ...] = (2,), room: int = 7 + STEPS
+    model: Any, cache: str, *, rows: int = 1, counts: tuple[int, ...] = (2,), room: int = 7 + STEPS
 ) -> tuple[list[Tensor], Lowered]:
-    """Logits of a prompt and of steps that follow, and the keys left in the cache; thread counts in turn."""
+    """Logits of a prompt and of steps that follow, and the keys left in the cache; thread counts in turn.
+
+    Of several rows all but the first are padded on the left.
+    """
     lowered, found = Lowered(), []
     torch.compiler.reset()
     model.compile(backend=lowered, fullgraph=True)
-    given, _ = prompt(model.config, 1)
+    given, mask = prompt(model.config, rows)
     state = make_cache(cache, model.config, room)
     for i in range(STEPS):
+        known = {"past_key_values": state}
+        if mask is not None:
+            known |= {"attention_mask": mask, "position_ids": positions(mask)[:, -given.shape[1] :]}
+            mask = torch.cat((mask, torch.ones(rows, 1, dtype=mask.dtype)), 1)
         with threads(counts[i % len(counts)]):
-            found.append(model(given, past_key_values=state).logits)
+            found.append(model(given, **known).logits)
         given = found[-1][:, -1:].argmax(-1)
     return [*found, *(layer.keys for layer in state.layers)], lowered
 
@@ -97,6 +104,20 @@ def test_results_have_the_bits_of_the_graph_without_plans(
     assert not without.plans()
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         assert torch.equal(a, b), f"result {i}"
+
+
+@pytest.mark.parametrize("cache", ["static", "dynamic"])
+def test_padded_rows_have_a_plan(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their mask is computed in the graph; beside a growing cache its strides are known at run time only."""
+    model = tiny_model("0.6B")
+    found, lowered = decode(model, cache, rows=3)
+    (planned,) = lowered.plans()
+    assert [op.op.name for op in planned.ops.values()].count("attention") == 2
+    (made,) = planned._plans.values()
+    assert any(isinstance(n, Size) for _, strides in made.expected_strides for n in strides) == (cache == "dynamic")
+    monkeypatch.setattr(plan, "install", lambda gm, raised: plan.Installed())
+    wanted, _ = decode(model, cache, rows=3)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("cache", ["static", "dynamic"])
@@ -142,7 +163,7 @@ def test_other_strides_than_foretold_take_the_fallback(
     monkeypatch.setattr(type(made), "__call__", lambda *_: pytest.fail("the plan was called"))
     for i, _ in made.expected_strides:
         x = inputs[i]
-        wide = x.new_full((*x.shape[:-1], x.shape[-1] + 5), torch.nan)
+        wide = x.new_full((*x.shape[:-1], x.shape[-1] + 5), torch.nan if x.is_floating_point() else 0)
         wide[..., : x.shape[-1]] = x
         other = [*inputs[:i], wide[..., : x.shape[-1]], *inputs[i + 1 :]]
         assert not made.fits(other)
