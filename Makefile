@@ -1,10 +1,13 @@
 # `make demo` and `make test` need python3 (3.11 or newer), g++ and make; everything else is installed into $(VENV).
-# Settings: VENV=path  PYTHON=python3.12  CXX=clang++  QWENOPT_NO_NATIVE=1 (no compiler)  TEST_ARGS=...  TEST_JOBS=2  BENCH_ARGS=...
+# Settings: VENV=path  PYTHON=python3.12  CXX=clang++  QWENOPT_NO_NATIVE=1 (no compiler)  TEST_ARGS=...  TEST_JOBS=2
+# RELEASES=...  BENCH_ARGS=...
 
 VENV ?= .venv
 PYTHON ?= python3
 TEST_ARGS ?=
 TEST_JOBS ?= 2
+# The oldest, the first whose bfloat16 experts are captured, the last with the older rotary embedding, the newest.
+RELEASES ?= 5.0.0 5.15.1 5.18.0 5.24.0
 BENCH_ARGS ?=
 export CXX
 .DEFAULT_GOAL := help
@@ -25,7 +28,7 @@ ifeq ($(HAVE_CXX),)
 endif
 KIND := $(if $(filter 1,$(QWENOPT_NO_NATIVE)),pure,native)
 
-.PHONY: help demo test sanitize bench lint format typecheck native install clean
+.PHONY: help demo test releases sanitize bench lint format typecheck native install clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -40,6 +43,15 @@ SIDE_BY_SIDE := -n $(TEST_JOBS) --dist worksteal
 test: export OMP_WAIT_POLICY := passive
 test: $(STAMPS)/test $(STAMPS)/$(KIND)  ## Run the tests (TEST_ARGS="-k rms_norm")
 	@$(BIN)/python -m pytest $(or $(TEST_ARGS),$(SIDE_BY_SIDE) tests)
+
+# Each release lies in a folder of its own, first on the path; nothing else is exchanged.
+releases: export OMP_WAIT_POLICY := passive
+releases: $(STAMPS)/test $(STAMPS)/$(KIND)  ## Test other releases of transformers (RELEASES="5.0.0 5.24.0")
+	@set -e; for release in $(RELEASES); do \
+	  echo "transformers $$release"; folder=build/releases/$$release; \
+	  test -d $$folder || { $(PIP) install --quiet --target $$folder.part transformers==$$release; mv $$folder.part $$folder; }; \
+	  PYTHONPATH=$(CURDIR)/$$folder $(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/backend/test_releases.py $(TEST_ARGS); \
+	done
 
 # A copy of the package of its own, first on the path; `python -P` keeps the working directory off it. libasan must be
 # loaded before anything else, and libstdc++ with it, since it wraps what that throws. Python itself leaks.

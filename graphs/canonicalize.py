@@ -1,4 +1,4 @@
-"""casts and copies that return their input, and calls that only log  ->  nothing"""
+"""casts and copies that return their input, and calls that only log, or ask what Dynamo knows  ->  nothing"""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from torch.fx import Node
 from qwenopt.graphs import spelling
 from qwenopt.graphs.context import Context
 
+# Dynamo leaves them in the graph, but acts upon their results while it traces. Experts ask for the capability.
+_MEANINGLESS = (torch._C._log_api_usage_once, torch.cuda.get_device_capability)
+
 
 def canonicalize(ctx: Context) -> None:
     """Remove what does nothing, so that a pattern is written once for all dtypes."""
     for node in list(ctx.graph.nodes):
-        if node.target is torch._C._log_api_usage_once and not node.users:
+        if node.target in _MEANINGLESS and not node.users:
             ctx.graph.erase_node(node)
         elif _returns_its_input(node):
             node.replace_all_uses_with(node.args[0])

@@ -16,7 +16,7 @@ from qwenopt.cli.arguments import DTYPES
 
 # The versions that pyproject.toml asks for: lowest allowed, first refused.
 TORCH = ((2, 11), (2, 16))
-TRANSFORMERS = ((5, 0), (5, 24))
+TRANSFORMERS = ((5, 0), (5, 25))
 
 OK, MISSING, BROKEN, NOT_NEEDED = "ok", "missing", "broken", "not needed here"
 
@@ -69,7 +69,7 @@ def examine() -> list[Finding]:
     gpu = _gpu()
     parts: list[tuple[str, Callable[[], Finding]]] = [
         ("torch", lambda: _package("torch", TORCH, 'pip install "torch>=2.11,<2.16"')),
-        ("transformers", lambda: _package("transformers", TRANSFORMERS, 'pip install "transformers>=5.0,<5.24"')),
+        ("transformers", lambda: _package("transformers", TRANSFORMERS, 'pip install "transformers>=5.0,<5.25"')),
         ("native kernels", _native),
         ("C++ compiler", _compiler),
         ("demo models", _demo_models),

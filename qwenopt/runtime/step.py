@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from qwenopt.errors import QwenoptError
 from qwenopt.report import last_report
 from qwenopt.runtime.packed_batch import PackedBatch
 from qwenopt.runtime.rebound import Call, known_inputs
@@ -114,10 +115,26 @@ class CompiledStep:
         return call
 
     def __call__(self, *args: Any) -> Direct:
-        """Run one step through Dynamo; returns how the same can be called again on the same objects."""
-        self._compiled(*args)
+        """Run one step through Dynamo; returns how the same can be called again on the same objects.
+
+        Raises QwenoptError for a model that is not captured as one graph.
+        """
+        try:
+            self._compiled(*args)
+        except torch._dynamo.exc.Unsupported as error:
+            raise QwenoptError(_not_captured(args[0], error)) from error
         direct, self._direct = self._direct, Direct()
         return direct
+
+
+def _not_captured(model: Any, error: Exception) -> str:
+    import transformers
+
+    told = str(error).strip().splitlines()[0].rstrip(".")
+    text = f"generate: Dynamo does not capture a step of {type(model).__name__} as one graph: {told}"
+    if getattr(model.config, "num_experts", 0):
+        text += f"; experts are captured from transformers 5.15 on, {transformers.__version__} is installed"
+    return f"{text}. model.generate() takes models whose graph breaks"
 
 
 _COMPILED: WeakKeyDictionary[nn.Module, dict[Any, CompiledStep]] = WeakKeyDictionary()

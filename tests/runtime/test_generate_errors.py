@@ -104,3 +104,14 @@ def test_pages_of_a_step_that_failed_are_not_found_again(kv_dtype: torch.dtype |
         replies(broken)  # what Ctrl-C in the middle of a step does
     assert (broken.stats().rows, broken.stats().kept) == (0, 0)
     assert replies(broken) == replies(cache())
+
+
+def test_a_model_that_is_not_captured_is_named() -> None:
+    model = tiny_model("0.6B")
+    model.model.norm.register_forward_hook(lambda *_: torch._dynamo.graph_break())  # type: ignore[union-attr]
+    cache = qwenopt.PagedKVCache(model.config, max_batch_size=1, num_pages=8)
+    with pytest.raises(
+        QwenoptError, match=r"does not capture a step of Qwen3ForCausalLM as one graph: .*model\.generate"
+    ):
+        qwenopt.generate(model, [[1, 2, 3]], max_new_tokens=2, cache=cache, **GREEDY)
+    assert cache.stats().rows == 0
