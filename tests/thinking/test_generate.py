@@ -63,5 +63,7 @@ def test_the_tail_of_a_greedy_step_is_part_of_its_plan(tokens: Any, rule: Any) -
     decode = qwenopt.last_report().graphs[-1]
     assert {"budget_guard", "top_tokens", "budget_step"} <= set(decode.counts)
     assert decode.counts.get("logit_signals", 0) == (rule is not None)
-    assert set(decode.plan_breaks) <= {"no step for embedding", "no step for float"}
+    # The last two are of the rotary tables as transformers has them up to 5.18.
+    tables = {"no step for float", "no step for expand", "cat of other tensors than cached and new keys"}
+    assert set(decode.plan_breaks) <= {"no step for embedding", *tables}
     assert len(decode.plan_steps) == 1
