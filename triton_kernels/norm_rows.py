@@ -32,6 +32,6 @@ def block(num_rows: int, num_cols: int) -> Block:
 @triton.jit
 def normed(x, weight, cols, eps):
     """Rows of float32 over their root mean square, in the dtype of `weight` before and after the product with it."""
-    mean = tl.div_rn(tl.sum(x * x, 1), cols.to(tl.float32))
+    mean = tl.div_rn(tl.sum(x * x, 1), cols * 1.0)  # one column is a constant, which has no `.to`
     x = (x * tl.rsqrt(mean + eps)[:, None]).to(weight.dtype)
     return (x.to(tl.float32) * weight.to(tl.float32)[None, :]).to(weight.dtype)

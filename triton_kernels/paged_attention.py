@@ -89,9 +89,14 @@ def plan(q: Tensor, kv_heads: int, num_rows: int, packed: bool, device: Device) 
     return Plan(decode, 0, prefill, num_blocks, 0)
 
 
+def _padded(dim: int) -> int:
+    """Columns of a block of heads: a matrix instruction sums over 16 at least."""
+    return max(16, triton.next_power_of_2(dim))
+
+
 def workspace(p: Plan, dim: int) -> tuple[int, int]:
     """How many float32 and how many int32 `launch` needs for itself."""
-    return p.num_parts * (triton.next_power_of_2(dim) + 1), p.num_programs * PART_FIELDS.value
+    return p.num_parts * (_padded(dim) + 1), p.num_programs * PART_FIELDS.value
 
 
 def _strides(
@@ -140,7 +145,7 @@ def launch(
     s = _strides(q, out, k_pool, k_scale, block_table, mask)
     tensors = (q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions, mask, out)
     sizes = (rows, q.shape[2], row_pages * page_size, k_pool.shape[0], scale)
-    packed, block_d = q_starts is not None, triton.next_power_of_2(dim)
+    packed, block_d = q_starts is not None, _padded(dim)
     shape = {"GROUP": q.shape[1] // kv_heads, "DIM": dim, "BLOCK_D": block_d}
     rest = {"WINDOW": window, "MASK": masked, "ROWS": triton.next_power_of_2(rows + 1)}
     rest["PAGE"] = page_size if block_table is not None else 0  # a length must not be compiled in

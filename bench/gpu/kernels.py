@@ -15,7 +15,7 @@ from cases import BF16, Case, Work
 from torch import Tensor
 
 from bench.gpu.peers import peers
-from bench.gpu.timing import each
+from bench.gpu.timing import again, device_is_lost, each
 from qwenopt.ops import OPS
 
 SECONDS = 80.0  # what it takes for itself, with room to write down the last one
@@ -87,24 +87,29 @@ def one(case: Case, limits: harness.Limits) -> dict[str, Any]:
     return found
 
 
-def main(out: Path) -> None:
-    """Write part-kernels.json anew after each case, for as long as there is time."""
-    start = time.perf_counter()
+def main(out: Path, begun: float) -> None:
+    """Write part-kernels.json anew after each case, until SECONDS after `begun` (time.time()).
+
+    What there is already is kept: a case that has lost the device to its process is followed by a new process.
+    """
+    path = out / "part-kernels.json"
     ceilings = json.loads((out / "part-ceilings.json").read_text())
     limits = harness.Limits(ceilings["gbps"], {BF16: ceilings["tflops"] * 1e3}, SOURCE)
-    rows: list[dict[str, Any]] = []
-    for case in CASES:
-        if time.perf_counter() - start > SECONDS:
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    for case in CASES[len(rows) :]:
+        if time.time() - begun > SECONDS:
             rows.append(
                 {"op": case.op, "case": str(case), "floor_us": 0.0, "times": {}, "not": {"all": "no time left"}}
             )
         else:
             rows.append(one(case, limits))
-            torch.cuda.empty_cache()
         print(rows[-1], flush=True)
-        (out / "part-kernels.json").write_text(json.dumps(rows))
+        path.write_text(json.dumps(rows))
+        if device_is_lost():
+            again("bench.gpu.kernels", str(out), str(begun))
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
     with torch.no_grad():
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else time.time())

@@ -41,6 +41,11 @@ def _said(*command: str) -> str:
     return (done.stdout or done.stderr).strip()
 
 
+def _commit() -> str:
+    said = _said("git", "rev-parse", "--short", "HEAD")
+    return "" if said.startswith("fatal") else said  # a copy without its history
+
+
 def describe() -> dict[str, Any]:
     """Device, driver and versions: what a figure means nothing without."""
     import torch
@@ -62,5 +67,5 @@ def describe() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "nvcc": nvcc[-1] if nvcc else "",
         "versions": versions,
-        "commit": _said("git", "rev-parse", "--short", "HEAD"),
+        "commit": _commit(),
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -37,12 +39,27 @@ def each(fn: Callable[..., Any], variants: Sequence[tuple[Any, ...]], at_least: 
 
     all_of_them()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):
             all_of_them()
     except Exception:  # it reads something back, or allocates in a way that graphs forbid
+        torch.cuda.set_stream(stream)  # torch 2.11 stays on the other one when a capture cannot be ended
         torch.cuda.synchronize()
         return elapsed(all_of_them) / len(repeated), "calls"
     graph.replay()
     return elapsed(graph.replay) / len(repeated), "graph"
+
+
+def device_is_lost() -> bool:
+    """Whether a fault has ended this process's use of the device: everything that it asks for then fails."""
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
+def again(module: str, *args: str) -> NoReturn:
+    """Begin anew in this process's place, with a device that works."""
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *args])

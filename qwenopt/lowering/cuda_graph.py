@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from qwenopt.graphs import Raised, spelling
 from qwenopt.lowering.cuda_graph_device import Graphs, Recording
@@ -48,7 +48,15 @@ def why_not(gm: GraphModule, raised: Sequence[Raised]) -> str | None:
         value = spelling.fake(node)
         if node.op.startswith("call") and isinstance(value, Tensor) and value.device.type == "cpu":
             return f"{node.name} is computed on the CPU; a CUDA graph would hold the value that it had when captured"
+        if node.op.startswith("call") and isinstance(value, Tensor) and (read := _of_the_cpu(node)):
+            return f"{node.name} reads {read} from the CPU; a CUDA graph would hold the value that it had when captured"
     return None
+
+
+def _of_the_cpu(node: Node) -> str:
+    """The name of a CPU tensor that a node reads; "" for none."""
+    fakes = ((n.name, spelling.fake(n)) for n in node.all_input_nodes)
+    return next((name for name, fake in fakes if isinstance(fake, Tensor) and fake.device.type == "cpu"), "")
 
 
 class Captured:

@@ -89,6 +89,7 @@ class CudaGraphs:
 
     def capture(self, call: Callable[[], Any]) -> CudaRecording:
         """Record what `call` starts on the device; other threads may go on with theirs."""
+        stream = torch.cuda.current_stream()
         try:
             if self._keeper is None:  # a pool ends with its last graph, and cannot be begun again
                 with warnings.catch_warnings():
@@ -96,6 +97,7 @@ class CudaGraphs:
                     self._keeper, _ = self._record(lambda: None)
             return CudaRecording(*self._record(call))
         except BaseException:
+            torch.cuda.set_stream(stream)  # torch 2.11 stays on the other one when a capture cannot be ended
             self._begin()  # the allocator may still take this stream for one that captures into this pool
             raise
 

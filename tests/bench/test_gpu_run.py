@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import floors, run, table
+from bench.gpu import floors, run, table, timing
 
 FOLDER = Path(__file__).resolve().parents[2] / "bench" / "gpu"
 
@@ -41,6 +41,26 @@ def test_a_run_ends_in_nine_minutes(tmp_path: Path) -> None:
     assert sum(c.seconds for c in alone) + run.SECONDS["tests"] <= given, "what is left is the sanitizer's"
     assert len([c for c in every if c.name == "tests"]) > 5, "side by side"
     assert [c.name for c in run.commands(["ceilings"], [], tmp_path)] == ["copy", "ceilings"]
+
+
+def test_a_part_alone_has_what_it_needs_and_all_the_time(tmp_path: Path) -> None:
+    every = run.commands(run.PARTS, run.MODELS, tmp_path)
+    assert run.stretched(every, run.parse([]).seconds) == every, "all of them fill the time"
+    some = run.commands(["decode"], ["30B-A3B"], tmp_path)
+    assert [c.name for c in some] == ["copy", "ceilings", "decode"]
+    longer = run.stretched(some, 530)
+    assert sum(c.seconds for c in longer) == pytest.approx(530)
+    assert longer[-1].seconds > 5 * run.SECONDS["decode"]
+
+
+def test_a_lost_device_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(timing.torch.cuda, "synchronize", lambda: None)
+    assert not timing.device_is_lost()
+    monkeypatch.setattr(timing.torch.cuda, "synchronize", fail)
+    assert timing.device_is_lost()
 
 
 def test_what_takes_too_long_or_cannot_start_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,12 @@ def test_decode_compiles(name: str, capability: int) -> None:
     assert ("mma.sync" in found["flat_kernel"].ptx) == (case.get("dtype") != FP32)
 
 
+def test_heads_of_less_than_a_matrix_instruction_compile(capability: int) -> None:
+    """It sums over 16 products, the interpreter over any number."""
+    for dim in (2, 8):
+        assert set(kernels(capability, attention(16, 16, dim=dim))) == {"flat_kernel", "combine_kernel"}
+
+
 CHUNK_CASES = {
     "head_dim 64": {"dim": 64, "heads": 16, "kv_heads": 4},
     "head_dim 128": {},

@@ -148,3 +148,12 @@ def test_moe_route_compiles(experts: int, top_k: int, dtype: torch.dtype, capabi
     kernel = only(capability, moe_route, zeros(7, experts, dtype=dtype), top_k, True)
     assert kernel.registers <= 128
     assert kernel.num_warps == max(1, 1 << (experts - 1).bit_length() >> 8)
+
+
+@DTYPES
+def test_one_column_compiles(dtype: torch.dtype, capability: int) -> None:
+    """The compiler takes an argument of 1 for a constant, which the interpreter does not."""
+    x, one = torch.zeros(4, 1, dtype=dtype), torch.ones(1, dtype=dtype)
+    assert only(capability, rms_norm, x, one, 1e-6)
+    assert only(capability, add_rms_norm, x, x, one, 1e-6)
+    assert only(capability, silu_mul, x, x)

@@ -173,6 +173,6 @@ torch.cuda.synchronize()
 @pytest.mark.parametrize("tokens", [1, 50])
 def test_a_wrong_id_stops_the_device(tokens: int) -> None:
     """In a process of its own: the device is lost to it afterwards."""
-    done = subprocess.run([sys.executable, "-c", WRONG_ID.format(tokens=tokens)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", WRONG_ID.format(tokens=tokens)], capture_output=True, text=True)
     assert done.returncode != 0
     assert "an expert id is not in 0..num_experts" in done.stdout + done.stderr
