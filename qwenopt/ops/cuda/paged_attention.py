@@ -70,7 +70,8 @@ def paged_attention_of_any(
 ) -> Tensor:
     """Decoding by this kernel; many queries by Triton's, where that can be used."""
     args = (q, k_pool, v_pool, k_scale, v_scale, block_table, q_starts, q_positions)
-    if not is_decoding(q, block_table) and triton.available() is None:
+    by_tiles = not is_decoding(q, block_table) and triton.available() is None
+    if by_tiles and by_triton.accepts(*args, mask, window, scale) is None:
         return by_triton.paged_attention(*args, mask, window, scale)
     num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
     return paged_attention(run, num_sms, *args, window, scale)
