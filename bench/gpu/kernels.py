@@ -18,7 +18,6 @@ from bench.gpu.peers import peers
 from bench.gpu.timing import again, device_is_lost, each
 from qwenopt.ops import OPS
 
-SECONDS = 80.0  # what it takes for itself, with room to write down the last one
 SOURCE = "copy of 1 GiB, product of 8192^3"
 
 # By the numbers of the kernels' plan: G8 products of few rows, G7 and G6 small ones, G1 to G3 experts, G4 attention.
@@ -87,8 +86,8 @@ def one(case: Case, limits: harness.Limits) -> dict[str, Any]:
     return found
 
 
-def main(out: Path, begun: float) -> None:
-    """Write part-kernels.json anew after each case, until SECONDS after `begun` (time.time()).
+def main(out: Path, until: float) -> None:
+    """Write part-kernels.json anew after each case, beginning none after `until` (time.time()).
 
     What there is already is kept: a case that has lost the device to its process is followed by a new process.
     """
@@ -97,7 +96,7 @@ def main(out: Path, begun: float) -> None:
     limits = harness.Limits(ceilings["gbps"], {BF16: ceilings["tflops"] * 1e3}, SOURCE)
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for case in CASES[len(rows) :]:
-        if time.time() - begun > SECONDS:
+        if time.time() > until:
             rows.append(
                 {"op": case.op, "case": str(case), "floor_us": 0.0, "times": {}, "not": {"all": "no time left"}}
             )
@@ -106,10 +105,10 @@ def main(out: Path, begun: float) -> None:
         print(rows[-1], flush=True)
         path.write_text(json.dumps(rows))
         if device_is_lost():
-            again("bench.gpu.kernels", str(out), str(begun))
+            again("bench.gpu.kernels", str(out), str(until))
         torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
     with torch.no_grad():
-        main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else time.time())
+        main(Path(sys.argv[1]), float(sys.argv[2]))

@@ -50,8 +50,8 @@ class NativePlan:
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         """Whether the tensors computed in this graph have the strides that the plan was made for."""
-        sizes = self._sizes(inputs) if self.expected_strides else ()
-        return all(inputs[i].stride() == _resolve(strides, sizes) for i, strides in self.expected_strides)
+        sizes = self._sizes(inputs)
+        return all(inputs[i].stride() == (_resolve(s, sizes) if sizes else s) for i, s in self.expected_strides)
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self._call(inputs, self.plan.run)[0]

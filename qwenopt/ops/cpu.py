@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,13 +18,14 @@ def available() -> str | None:
     return native.why_not()
 
 
-def one_dtype(*tensors: Tensor | None) -> str | None:
-    """None when all tensors share one dtype that the kernels have (float32, bfloat16 or float16), else the reason."""
+def one_dtype(*tensors: Tensor | None, among: Collection[torch.dtype] = DTYPE_CODES) -> str | None:
+    """None when all tensors share one dtype that the kernels have (`among`), else the reason."""
     dtypes = {t.dtype for t in tensors if t is not None}
     if len(dtypes) != 1:
         return "mixed dtypes " + ", ".join(sorted(map(str, dtypes)))
     (dtype,) = dtypes
-    return None if dtype in DTYPE_CODES else f"dtype {dtype} (kernels: float32, bfloat16, float16)"
+    names = ", ".join(str(d).removeprefix("torch.") for d in among)
+    return None if dtype in among else f"dtype {dtype} (kernels: {names})"
 
 
 def last_dim_contiguous(**tensors: Tensor) -> str | None:

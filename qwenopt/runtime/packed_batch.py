@@ -20,7 +20,7 @@ from qwenopt.ops import KV_APPEND, KV_GATHER, PAGED_MASK
 from qwenopt.runtime.checks import check_whole
 from qwenopt.runtime.mirror import Mirror
 from qwenopt.runtime.paged_cache import PagedKVCache, layer_types
-from qwenopt.runtime.paged_layer import LayeredCache, PagedLayer
+from qwenopt.runtime.paged_layer import LayeredCache, PagedLayer, PoolLayer
 
 
 class PackedPlaces:
@@ -67,20 +67,14 @@ class PackedPlaces:
 _ASKED_ANYWAY = "cache_position" in inspect.signature(CacheLayerMixin.get_mask_sizes).parameters
 
 
-class PackedLayer(CacheLayerMixin):
+class PackedLayer(PoolLayer):
     """One layer's pools, as packed rows see them."""
-
-    is_compileable = True
-    supports_early_init = False
 
     def __init__(self, layer: PagedLayer, places: PackedPlaces) -> None:
         super().__init__()
         self.layer, self.places = layer, places
         self.is_sliding = layer.is_sliding
         self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is lazy: the pools are there from the start."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write keys and values [1, G, T, D]; return those of all rows one after another."""
@@ -104,10 +98,6 @@ class PackedLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """The most tokens that a row can have."""
         return self.layer.get_max_length()
-
-    def get_max_cache_shape(self) -> int:
-        """The same, by its name in transformers up to 5.19."""
-        return self.get_max_length()
 
 
 class PackedBatch(LayeredCache):

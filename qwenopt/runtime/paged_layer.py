@@ -41,14 +41,26 @@ class LayeredCache(Cache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
-class PagedLayer(CacheLayerMixin):
+class PoolLayer(CacheLayerMixin):
+    """What layers over pools share, however they write and read them."""
+
+    is_compileable = True
+    supports_early_init = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is lazy: the pools are there from the start."""
+
+    def get_max_cache_shape(self) -> int:
+        """The most tokens that a row can have, by the name that transformers has for it up to 5.12."""
+        return int(self.get_max_length())
+
+
+class PagedLayer(PoolLayer):
     """One layer's pools, as a batch sees them: keys and values [pages, G, page_size, D], scales where they are int8."""
 
     keys: Tensor
     values: Tensor
-    is_compileable = True
     is_croppable = True
-    supports_early_init = False
 
     def __init__(self, pools: Sequence[Tensor | None], places: Places, *, is_first: bool, is_sliding: bool) -> None:
         super().__init__()
@@ -60,9 +72,6 @@ class PagedLayer(CacheLayerMixin):
         _, self.groups, self.page_size, self.head_dim = keys.shape
         self.places, self.is_first, self.is_sliding = places, is_first, is_sliding
         self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is lazy: the pools are there from the start."""
 
     def check(self, key_states: Tensor) -> None:
         """Raise QwenoptError unless these keys are of the model that the cache was made for."""
@@ -106,7 +115,3 @@ class PagedLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """The most tokens that a row can have."""
         return self.places.block_table.shape[1] * self.page_size
-
-    def get_max_cache_shape(self) -> int:
-        """The same, by its name in transformers up to 5.19."""
-        return self.get_max_length()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,10 @@ def test_what_takes_too_long_or_cannot_start_is_noted(monkeypatch: pytest.Monkey
     assert found["ended"] == "out of time"
     assert found["said"][0] == "begun"
     assert "KeyboardInterrupt" in found["said"][-1], "interrupted, not killed"
+    told = run.Command("kernels", (sys.executable, "-c", "import sys; print(sys.argv[1])", run.UNTIL), 9)
+    before = time.time()
+    until = float(run.run(told, 20.0)["said"][0]) - (20.0 - run.LAST)
+    assert before - 0.1 <= until <= time.time() + 0.1, "told to a tenth of a second"
     assert run.run(run.Command("sanitizer", ("no-such-program",), 9), 9.0)["ended"] == "not started"
     assert run.run(run.Command("build", (sys.executable, "-c", "raise SystemExit(4)"), 9), 9.0)["ended"] == "4"
 

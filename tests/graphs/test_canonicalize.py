@@ -11,23 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwenopt.graphs import raise_graph
+from qwenopt.testing.capture import capture
 
 
 def left(fn: Callable[..., Any], *args: Tensor) -> list[Any]:
-    """Targets of the calls in the raised graph, whose result must have eager's bits."""
-    targets: list[Any] = []
-
-    def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        raise_graph(gm)
-        targets.extend(node.target for node in gm.graph.nodes if node.op.startswith("call_"))
-        return gm.forward
-
-    torch.compiler.reset()
-    with torch.no_grad():
-        found = torch.compile(fn, backend=backend, fullgraph=True)(*args)
-    torch.testing.assert_close(found, fn(*args), rtol=0, atol=0)
-    return targets
+    """Targets of the calls in the raised graph, whose result must have eager's bits: the same operation gives it."""
+    captured = capture(fn, *args)
+    torch.testing.assert_close(captured.result, fn(*args), rtol=0, atol=0)
+    (ctx,) = captured.contexts
+    return [node.target for node in ctx.graph.nodes if node.op.startswith("call_")]
 
 
 def test_casts_to_what_is_there() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qwenopt.graphs import raise_graph
 from qwenopt.lowering.direct import heavy_leftovers
+from qwenopt.testing.capture import Captured, capture
 from qwenopt.testing.models import tiny_model
 
 SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -22,25 +22,17 @@ SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def capture(fn: Callable[..., Any], *args: Tensor, dynamic: bool | None = None) -> tuple[Any, list[str]]:
-    """Raise `fn`'s graph and run it: the result, and the heavy nodes that are left."""
-    left: list[str] = []
-
-    def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        ctx = raise_graph(gm)
-        left.extend(heavy_leftovers(gm, ctx.raised))
-        return gm.forward
-
-    torch.compiler.reset()
-    with torch.no_grad():
-        return torch.compile(fn, backend=backend, fullgraph=True, dynamic=dynamic)(*args), left
+def left(captured: Captured) -> list[str]:
+    """The heavy nodes that are left in the graph."""
+    (ctx,) = captured.contexts
+    return heavy_leftovers(ctx.gm, ctx.raised)
 
 
 def heavy(fn: Callable[..., Any], *args: Tensor, dynamic: bool | None = None) -> list[str]:
-    """The heavy nodes that are left; the result must have eager's bits."""
-    found, left = capture(fn, *args, dynamic=dynamic)
-    torch.testing.assert_close(found, fn(*args), rtol=0, atol=0)
-    return left
+    """The heavy nodes that are left; the result must have eager's bits: one product each, and nothing to sum."""
+    captured = capture(fn, *args, dynamic=dynamic)
+    torch.testing.assert_close(captured.result, fn(*args), rtol=0, atol=0)
+    return left(captured)
 
 
 @pytest.mark.parametrize("how", SPELLINGS)
@@ -99,5 +91,4 @@ class Outer(nn.Module):
 def test_a_model_with_the_older_spelling_leaves_nothing_heavy(name: str) -> None:
     model = tiny_model(name)
     model.model.rotary_emb = Outer(model.model.rotary_emb)  # type: ignore[union-attr, arg-type, assignment]
-    _, left = capture(lambda ids: model(ids, use_cache=False).logits, torch.arange(7)[None])
-    assert left == []
+    assert left(capture(lambda ids: model(ids, use_cache=False).logits, torch.arange(7)[None])) == []

@@ -5,15 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from qwenopt.testing.interpreted import Run, interpreter
-
-
-def _version(module: Any) -> tuple[int, ...]:
-    return tuple(int(part) for part in module.__version__.split(".")[:2])
+from qwenopt.testing.releases import release
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,7 +40,7 @@ def run() -> Iterator[Run]:
     import numpy
     import triton
 
-    if _version(triton) < (3, 7) and _version(numpy) >= (2, 4):
+    if release(triton) < (3, 7) and release(numpy) >= (2, 4):
         pytest.skip(f"the interpreter of triton {triton.__version__} needs NumPy < 2.4, not {numpy.__version__}")
     with interpreter() as run:
         yield run

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from qwenopt.ops import cpu
-from qwenopt.ops.cuda.launch import WARP, Launch, Run, dtype_name, one_dtype, pack
+from qwenopt.ops.cuda import DTYPES
+from qwenopt.ops.cuda.launch import WARP, Launch, Run, dtype_name, pack
 
 
 def accepts_step(
@@ -27,7 +28,11 @@ def step(run: Run, sampled: Tensor, signals: Tensor, state: Tensor, forced: Tens
 
 
 def accepts_guard(logits: Tensor, state: Tensor, ids: Tensor) -> str | None:
-    return one_dtype(logits) or cpu.last_dim_contiguous(logits=logits) or cpu.contiguous(state=state, ids=ids)
+    return (
+        cpu.one_dtype(logits, among=DTYPES)
+        or cpu.last_dim_contiguous(logits=logits)
+        or cpu.contiguous(state=state, ids=ids)
+    )
 
 
 def guard(run: Run, logits: Tensor, state: Tensor, ids: Tensor) -> Any:

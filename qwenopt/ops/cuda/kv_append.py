@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from qwenopt.ops import cpu
-from qwenopt.ops.cuda.launch import WARP, Launch, Run, dtype_name, one_dtype, pack
+from qwenopt.ops.cuda import DTYPES
+from qwenopt.ops.cuda.launch import WARP, Launch, Run, dtype_name, pack
 
 THREADS = 128
 MAX_HEAD_DIM = 256
@@ -36,7 +37,7 @@ def accepts(
         return f"head_dim {k.shape[3]} (the kernel has up to {MAX_HEAD_DIM})"
     return (
         pools_fit(k_pool, v_pool, k_scale, v_scale)
-        or one_dtype(k, v)
+        or cpu.one_dtype(k, v, among=DTYPES)
         or cpu.last_dim_contiguous(k=k, v=v)
         or cpu.contiguous(slots=slots)
     )

@@ -37,14 +37,6 @@ def _number(value: Any) -> int | float:
     return value if isinstance(value, int | float) else value.data_ptr()
 
 
-def one_dtype(*tensors: Any) -> str | None:
-    """None when all tensors (None: none) share one dtype that the kernels have, else the reason."""
-    dtypes = sorted({str(t.dtype) for t in tensors if t is not None})
-    if len(dtypes) != 1:
-        return "mixed dtypes " + ", ".join(dtypes)
-    return None if dtypes[0] in DTYPE_NAMES else f"dtype {dtypes[0]} (kernels: {', '.join(DTYPE_NAMES.values())})"
-
-
 def dtype_name(tensor: Any) -> str:
     """How the kernels of this tensor's dtype end."""
     return DTYPE_NAMES[str(tensor.dtype)]

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwenopt.ops import cpu
-from qwenopt.ops.cuda.launch import WARP, Launch, Run, dtype_name, one_dtype, pack
+from qwenopt.ops.cuda import DTYPES
+from qwenopt.ops.cuda.launch import WARP, Launch, Run, dtype_name, pack
 
 MAX_ROWS = 16
 TILE_ROWS, TILE_THREADS, DOT_THREADS = 16, 256, 128
@@ -18,7 +19,7 @@ DOT_ROWS = (1, 4, 16)
 def accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     if weight.stride(0) < weight.shape[1] and weight.shape[0] > 1:
         return f"weight has stride {weight.stride(0)} between rows of {weight.shape[1]}"
-    return one_dtype(x, weight, bias) or cpu.last_dim_contiguous(weight=weight)
+    return cpu.one_dtype(x, weight, bias, among=DTYPES) or cpu.last_dim_contiguous(weight=weight)
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from qwenopt.ops import cpu
-from qwenopt.ops.cuda import kv_append
-from qwenopt.ops.cuda.launch import WARP, Launch, Run, dtype_name, one_dtype, pack
+from qwenopt.ops.cuda import DTYPES, kv_append
+from qwenopt.ops.cuda.launch import WARP, Launch, Run, dtype_name, pack
 
 THREADS = 128
 MAX_HEAD_DIM = 256
@@ -18,7 +18,7 @@ def accepts(
 ) -> str | None:
     if q.shape[3] > MAX_HEAD_DIM:
         return f"head_dim {q.shape[3]} (the kernel has up to {MAX_HEAD_DIM})"
-    return one_dtype(q, k, q_weight, k_weight, cos, sin) or cpu.last_dim_contiguous(
+    return cpu.one_dtype(q, k, q_weight, k_weight, cos, sin, among=DTYPES) or cpu.last_dim_contiguous(
         q=q, k=k, q_weight=q_weight, k_weight=k_weight
     )
 
