@@ -140,11 +140,11 @@ def launch(
     order, blocks = _sort(p, indices, experts, tile.block_m, ints)
     shape = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
     shape |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    gate_up_kernel[(triton.cdiv(2 * inter, tile.block_n), p.num_blocks)](
+    gate_up_kernel[(triton.cdiv(2 * inter, tile.block_n) * p.num_blocks,)](
         x, order, blocks, gate_up_proj, hidden, cols, inter, x.stride(0), *gate_up_proj.stride()[:2],
         TOP_K=top_k, EVEN=cols % tile.block_k == 0, **shape,
     )  # fmt: skip
-    down_kernel[(triton.cdiv(cols, tile.block_n), p.num_blocks)](
+    down_kernel[(triton.cdiv(cols, tile.block_n) * p.num_blocks,)](
         hidden, order, blocks, weights, down_proj, rows, inter, cols, *down_proj.stride()[:2],
         EVEN=inter % tile.block_k == 0, **shape,
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 The rows of a block are gathered where they are loaded and scattered where they are stored: nothing is permuted in
 memory. Tiles of one block stand side by side in the grid, blocks of one expert behind one another, so that what two
-programs share is in L2. Grids are upper bounds; a program without a block ends at once.
+programs share is in L2. Grids are upper bounds; a program without a block ends at once. They have one dimension, since
+the others end at 65,535 programs.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def gate_up_kernel(
 
     The tile's columns are those of gate and of up in turn: both values that a product needs end in one thread.
     """
-    tile, block = tl.program_id(0), tl.program_id(1)
+    tiles = tl.cdiv(2 * num_cols, BLOCK_N)
+    tile, block = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     if block >= tl.load(blocks_ptr):
         return
     blocks_ptr += 1 + block * BLOCK_FIELDS
@@ -68,7 +70,8 @@ def down_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N of the `num_cols` outputs of a block of rows, times the pairs' weights, to `rows` [pairs, num_cols]."""
-    tile, block = tl.program_id(0), tl.program_id(1)
+    tiles = tl.cdiv(num_cols, BLOCK_N)
+    tile, block = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     if block >= tl.load(blocks_ptr):
         return
     blocks_ptr += 1 + block * BLOCK_FIELDS

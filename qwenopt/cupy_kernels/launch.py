@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwenopt.cupy_kernels import nvrtc, sources
+
+
+class _Stream(NamedTuple):
+    """Somebody else's stream: CuPy asks the stream that a kernel is started on for its handle, and for nothing else."""
+
+    ptr: int
 
 
 @functools.cache
@@ -66,4 +72,4 @@ def start(
     function = _function(kernel, device, capability, cuda_major)
     struct = np.frombuffer(args, dtype=f"V{len(args)}")  # of one element: passed by value
     with cupy.cuda.Device(device):
-        function(grid, (threads, 1, 1), (struct,), stream=cupy.cuda.ExternalStream(stream, device))
+        function(grid, (threads, 1, 1), (struct,), stream=_Stream(stream))

@@ -35,8 +35,10 @@ log = logging.getLogger(__name__)
 
 # Graphs kept for one compiled function: a batch has a power of two of rows, so these serve 128 of them.
 MOST_GRAPHS = 8
-# Captures of one function in all. One whose inputs move all the time would spend its time on them.
-MOST_CAPTURES = 64
+# Captures of one function that were not replayed PAID times: where inputs move all the time, it would spend its time on
+# them. Each call of qwenopt.generate brings buffers of its own, which pays where it writes more than a few tokens.
+MOST_UNPAID = 64
+PAID = 32
 MOST_SEEN = 64
 
 
@@ -66,6 +68,7 @@ class Captured:
         self.function, self.inputs, self.graphs, self.counts = function, inputs, graphs, counts
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._calls: OrderedDict[Hashable, _Call] = OrderedDict()
+        self._unpaid = 0
 
     def __call__(self, *args: Any) -> Any:
         if self.counts.reason and not self._calls:
@@ -131,8 +134,11 @@ class Captured:
 
     def _capture(self, call: _Call, args: Sequence[Any]) -> bool:
         """Capture a call that has been warmed up; whether it can be replayed now."""
-        if self.counts.graphs >= MOST_CAPTURES:
-            self._stop(f"{MOST_CAPTURES} graphs were captured: shapes or addresses of inputs change all the time")
+        if self._unpaid >= MOST_UNPAID:
+            self._stop(
+                f"{MOST_UNPAID} graphs were captured and replayed less than {PAID} times each: shapes or addresses of "
+                "inputs change all the time"
+            )
             return False
         given = call.given(args)
         try:
@@ -142,6 +148,7 @@ class Captured:
             return False
         call.outputs = Outputs.of(call.recording.outputs, given, (*self.inputs.kept, *self.inputs.copied))
         self.counts.graphs += 1
+        self._unpaid += 1
         return True
 
     def _replay(self, call: _Call, args: Sequence[Any]) -> Any:
@@ -150,6 +157,8 @@ class Captured:
         call.fill(args)
         call.recording.replay()
         self.counts.replays += 1
+        call.replays += 1
+        self._unpaid -= call.replays == PAID
         return call.outputs.to_caller(call.recording.outputs, args, copy=True)
 
     def _stop(self, why: Exception | str) -> None:
@@ -175,7 +184,7 @@ class _Call:
         self.buffers = [torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device) for a in copied]
         self._targets = [_once(b) for b in self.buffers]
         self.memory = inputs.written_memory(args)
-        self.warm = False
+        self.warm, self.replays = False, 0
         self.recording: Recording | None = None
         self.outputs: Outputs | None = None
         self.fill(args)

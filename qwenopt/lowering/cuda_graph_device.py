@@ -6,7 +6,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -62,6 +62,25 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._keeper: torch.cuda.CUDAGraph | None = None
 
+    def _keep(self) -> None:
+        """Record an empty graph: a pool ends with its last graph, and cannot be begun again."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this one is empty
+            self._keeper, _ = self._record(lambda: None)
+
+    def _abandon(self) -> None:
+        """Leave pool and stream of a capture that failed, and begin anew.
+
+        torch 2.11 leaves such a capture open where CUDA cannot end it: the allocator goes on serving the stream from
+        the pool, and the generator of the device refuses to draw until another capture has ended.
+        """
+        with suppress(RuntimeError):  # the allocator's, where torch has ended it
+            torch._C._cuda_endAllocateToPool(self.device.index, self._pool)
+            torch._C._cuda_releasePool(self.device.index, self._pool)
+        self._begin()
+        with suppress(RuntimeError):  # the next capture, if there is one, says it
+            self._keep()
+
     def _record(self, call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
@@ -91,15 +110,24 @@ class CudaGraphs:
         """Record what `call` starts on the device; other threads may go on with theirs."""
         stream = torch.cuda.current_stream()
         try:
-            if self._keeper is None:  # a pool ends with its last graph, and cannot be begun again
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # that this one is empty
-                    self._keeper, _ = self._record(lambda: None)
-            return CudaRecording(*self._record(call))
+            if self._keeper is None:
+                self._keep()
+            with _workspaces_inside():
+                return CudaRecording(*self._record(call))
         except BaseException:
             torch.cuda.set_stream(stream)  # torch 2.11 stays on the other one when a capture cannot be ended
-            self._begin()  # the allocator may still take this stream for one that captures into this pool
+            self._abandon()
             raise
+
+
+@contextmanager
+def _workspaces_inside() -> Iterator[None]:
+    """cuBLAS' workspaces lie in the graph's pool, not in memory that whoever clears them gives to others."""
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @functools.cache

@@ -47,12 +47,13 @@ class FakeGpu:
     """Makes fake CUDA tensors, all of one mode: those of one test. `with gpu.mode` new tensors are fake, too.
 
     `launched` names the Triton kernels started on it, in order, and inside of `with Launches(gpu)` what torch would
-    start.
+    start; `grids` are those of the Triton kernels.
     """
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.launched: list[str] = []
+        self.grids: list[tuple[int, ...]] = []
 
     def tensor(self, t: Tensor) -> Tensor:
         """A tensor on the GPU with the shape, strides and dtype of `t`."""
@@ -82,7 +83,7 @@ def fake_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
         mock.patch.object(gpu, "find_capability", return_value=capability),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
         mock.patch.object(torch.cuda, "device_of", return_value=nullcontext()),
-        _noting(fake.launched),
+        _noting(fake),
         torch.no_grad(),
     ):
         yield fake
@@ -123,17 +124,20 @@ class HostReads(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        devices = {t.device.type for t in (*(t for t in given if t.dim()), *made)}
+        if func not in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            given = [t for t in given if t.dim()]
+        devices = {t.device.type for t in (*given, *made)}
         if len(devices) > 1:
             self.found.append(str(func))
         return result
 
 
-def _noting(launched: list[str]) -> Any:
-    """Every launch of a Triton kernel notes its name instead."""
+def _noting(gpu: FakeGpu) -> Any:
+    """Every launch of a Triton kernel notes its name and its grid instead."""
     from triton.runtime.jit import JITFunction
 
-    def note(self: Any, *args: Any, **kwargs: Any) -> None:
-        launched.append(self.fn.__name__)
+    def note(self: Any, *args: Any, grid: tuple[int, ...], **kwargs: Any) -> None:
+        gpu.launched.append(self.fn.__name__)
+        gpu.grids.append(grid)
 
     return mock.patch.object(JITFunction, "run", note)

@@ -106,16 +106,14 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[An
             calls.append(("load", made))
 
         def get_function(self, name: str) -> Any:
-            return lambda grid, block, args, stream: calls.append((name, grid, block, args, stream))
+            return lambda grid, block, args, stream: calls.append((name, grid, block, args, stream.ptr))
 
     class Device:
         def __init__(self, number: int) -> None: ...
         def __enter__(self) -> None: ...
         def __exit__(self, *_: Any) -> None: ...
 
-    cuda = SimpleNamespace(
-        Module=Module, Device=Device, ExternalStream=lambda *a: ("stream", *a), is_available=lambda: True
-    )
+    cuda = SimpleNamespace(Module=Module, Device=Device, is_available=lambda: True)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, __spec__=SimpleNamespace()))
     monkeypatch.setattr(nvrtc, "load", lambda major=None: Compiler())
     monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path)
@@ -133,7 +131,7 @@ def test_a_kernel_is_loaded_once_and_gets_its_struct_by_value(started: list[Any]
     (_, image), first, second = started
     assert image == b"\x7fELFbudget_step.cuh"
     name, grid, block, (struct,), stream = first
-    assert (name, grid, block, stream) == ("budget_step", (3, 1, 1), (32, 1, 1), ("stream", 99, 1))
+    assert (name, grid, block, stream) == ("budget_step", (3, 1, 1), (32, 1, 1), 99)
     assert struct.size == 1, "an array of one element is passed by value"
     assert struct.tobytes() == bytes(range(80))
     assert second[0] == "budget_step"

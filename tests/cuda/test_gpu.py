@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwenopt.ops import BUDGET_STEP, KV_APPEND, LINEAR, LINEAR_ARGMAX, PAGED_ATTENTION, QK_NORM_ROPE
+from qwenopt.ops import BUDGET_GUARD, BUDGET_STEP, KV_APPEND, LINEAR, LINEAR_ARGMAX, PAGED_ATTENTION, QK_NORM_ROPE
+from qwenopt.ops.budget_state import Column
 from qwenopt.ops.cuda import linear, moe_align, providers, qk_norm_rope
 from qwenopt.ops.cuda.launch import Run
-from qwenopt.testing.budget_rows import random_rows
+from qwenopt.testing.budget_rows import ROWS, VOCAB, random_rows
 from qwenopt.testing.cases import case, cases
 from qwenopt.testing.ragged import Ragged
 from qwenopt.testing.tolerance import assert_as_accurate
@@ -30,6 +31,7 @@ BATCHES = {
     "pages of 64": DECODE.but(page_size=64),
     "window": DECODE.but(window=100),
     "int8": DECODE.but(int8=True, page_size=64),
+    "int8, head_dim 64": DECODE.but(int8=True, head_dim=64),
     "several queries": DECODE.but(queries=(3, 1, 2, 1, 4), padding=2),
     "batch": Ragged((600, 600), (1, 1), heads=16, kv_heads=8, head_dim=128, dtype=BF16, packed=False),
 }
@@ -63,25 +65,46 @@ def in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
 
 
+SHAPES = [(1, 1024, 3072), (5, 2048, 1000), (16, 1200, 4096), (1, 37, 19), (3, 37, 19), (9, 37, 19)]
+
+
 @DTYPES
-@pytest.mark.parametrize("shape", [(1, 1024, 3072), (5, 2048, 1000), (16, 1200, 4096), (3, 37, 19)], ids=str)
-def test_linear(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear(name: str, shape: tuple[int, int, int], biased: bool, dtype: torch.dtype) -> None:
     m, k, n = shape
-    args = on_gpu((torch.randn(m, k).to(dtype), (torch.randn(n, k) * k**-0.5).to(dtype), None))
+    x, weight, bias = torch.randn(m, k), torch.randn(n, k) * k**-0.5, torch.randn(n)
+    args = on_gpu((x.to(dtype), weight.to(dtype), bias.to(dtype) if biased else None))
     found = overload(LINEAR, name, args)(*args)
     assert_as_accurate(found.cpu(), LINEAR.reference(*args).cpu(), LINEAR.reference(*in_float64(args)).cpu())
     assert torch.equal(found, overload(LINEAR, name, args)(*args)), "the same arguments give the same bits"
 
 
+def first_of_the_largest(logits: Tensor) -> Tensor:
+    return (logits == logits.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("rows", [1, 7, 16])
-def test_linear_argmax(run: Run, name: str, rows: int) -> None:
-    args = on_gpu((torch.randn(rows, 1024).to(BF16), torch.randn(151936, 1024).to(BF16), None))
-    ids = overload(LINEAR_ARGMAX, name, args)(*args)
-    logits = linear.linear(run, *args)
-    first = (logits == logits.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1, keepdim=True)
+def test_linear_argmax(run: Run, name: str, rows: int, biased: bool) -> None:
+    x, weight, bias = torch.randn(rows, 1024), torch.randn(151936, 1024), 9 * torch.randn(151936)
+    args = on_gpu((x.to(BF16), weight.to(BF16), bias.to(BF16) if biased else None))
+    call = overload(LINEAR_ARGMAX, name, args)
     for _ in range(3):
-        assert torch.equal(ids, first)
-        ids = overload(LINEAR_ARGMAX, name, args)(*args)
+        assert torch.equal(call(*args), first_of_the_largest(linear.linear(run, *args)))
+
+
+def test_linear_argmax_in_a_cuda_graph(run: Run, name: str) -> None:
+    x, weight = on_gpu((torch.randn(8, 1024).to(BF16), torch.randn(151936, 1024).to(BF16)))
+    call = overload(LINEAR_ARGMAX, name, (x, weight, None))
+    call(x, weight, None)  # loads, or compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ids = call(x, weight, None)
+    for _ in range(3):  # what blocks count in begins at zero each time
+        x.normal_()
+        graph.replay()
+        assert torch.equal(ids, first_of_the_largest(linear.linear(run, x, weight, None)))
 
 
 @DTYPES
@@ -93,11 +116,12 @@ def test_qk_norm_rope(name: str, one: Any, dtype: torch.dtype) -> None:
         assert_as_accurate(a.cpu(), b.cpu(), c.cpu())
 
 
+@DTYPES
 @pytest.mark.parametrize("coded", [False, True], ids=["plain", "int8"])
-def test_qk_norm_rope_append(run: Run, name: str, coded: bool) -> None:
-    rope = on_gpu(case("qk_norm_rope", "prefill").build(BF16))
+def test_qk_norm_rope_append(run: Run, name: str, coded: bool, dtype: torch.dtype) -> None:
+    rope = on_gpu(case("qk_norm_rope", "prefill").build(dtype))
     shape = (4, rope[1].shape[2], 16, rope[1].shape[3])
-    pools = [torch.zeros(shape, dtype=torch.int8 if coded else BF16, device="cuda") for _ in range(2)]
+    pools = [torch.zeros(shape, dtype=torch.int8 if coded else dtype, device="cuda") for _ in range(2)]
     scales = [torch.zeros(shape[:3], device="cuda") if coded else None for _ in range(2)]
     same = [None if t is None else t.clone() for t in (*pools, *scales)]
     v = torch.randn_like(rope[1]).transpose(1, 2)
@@ -110,13 +134,14 @@ def test_qk_norm_rope_append(run: Run, name: str, coded: bool) -> None:
         assert a is b is None or torch.equal(a, b)
 
 
+@DTYPES
 @pytest.mark.parametrize("pool", [torch.float32, BF16, torch.int8], ids=str)
 @pytest.mark.parametrize("tokens", [1, 7, 1000])
-def test_kv_append(name: str, tokens: int, pool: torch.dtype) -> None:
+def test_kv_append(name: str, tokens: int, pool: torch.dtype, dtype: torch.dtype) -> None:
     shape = (70, 8, 16, 128)
     pools = [torch.zeros(shape, dtype=pool) for _ in range(2)]
     scales = [torch.zeros(shape[:3]) if pool == torch.int8 else None for _ in range(2)]
-    k, v = (torch.randn(1, tokens, 8, 128).to(BF16).transpose(1, 2) for _ in range(2))
+    k, v = (torch.randn(1, tokens, 8, 128).to(dtype).transpose(1, 2) for _ in range(2))
     slots = torch.randperm(70 * 16)[:tokens]
     slots[tokens // 2] = -1
     args = (*pools, *scales, k, v, slots)
@@ -162,6 +187,18 @@ def test_budget_step(name: str, seed: int) -> None:
     found = overload(BUDGET_STEP, name, moved)(*moved)
     assert torch.equal(found.cpu(), BUDGET_STEP.reference(*args))
     assert torch.equal(moved[2].cpu(), args[2])
+
+
+@DTYPES
+@pytest.mark.parametrize("seed", range(4))
+def test_budget_guard(name: str, seed: int, dtype: torch.dtype) -> None:
+    _, _, state, _, _, ids = random_rows(seed)
+    state[:, Column.SINCE] = torch.randint(-1, 4, (ROWS,))
+    args = (torch.randn(ROWS, VOCAB).to(dtype), state, ids)
+    moved = on_gpu(args)
+    overload(BUDGET_GUARD, name, moved)(*moved)
+    BUDGET_GUARD.reference(*args)
+    assert torch.equal(moved[0].cpu(), args[0])
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 3000])

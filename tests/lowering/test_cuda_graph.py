@@ -173,8 +173,10 @@ def test_what_comes_once_evicts_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert counts(c) == (1, 2, 40)
 
 
-def test_captures_have_an_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(cuda_graph, "MOST_CAPTURES", 2)
+def test_captures_that_do_not_pay_have_an_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cuda_graph, "MOST_UNPAID", 2)
     c = captured(lambda x: (x + 1,))
     with caplog.at_level(logging.WARNING, logger="qwenopt"):
         for size in (1, 2, 3, 4):
@@ -185,6 +187,16 @@ def test_captures_have_an_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
     before = c.counts.replays
     assert torch.equal(c(torch.zeros(1))[0], torch.ones(1))
     assert c.counts.replays == before + 1, "what was captured goes on"
+
+
+def test_captures_that_pay_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "MOST_UNPAID", 2)
+    monkeypatch.setattr(cuda_graph, "PAID", 4)
+    c = captured(lambda x: (x + 1,))
+    for size in range(1, 30):
+        for _ in range(2 + 4):
+            assert torch.equal(c(torch.zeros(size))[0], torch.ones(size))
+    assert (c.counts.graphs, c.counts.reason) == (29, "")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("operation not permitted\nwhen stream is capturing"), KeyError()])

@@ -45,6 +45,19 @@ class Noted:
         fakes |= {"device": lambda _: nullcontext(), "stream": lambda _: nullcontext()}
         for name, value in fakes.items():
             monkeypatch.setattr(torch.cuda, name, value)
+        bindings: dict[str, Any] = {
+            "_cuda_clearCublasWorkspaces": lambda: notes.append("no workspaces"),
+            "_cuda_endAllocateToPool": self._end,
+            "_cuda_releasePool": lambda device, pool: notes.append(f"release pool {pool} of {device}"),
+        }
+        for name, value in bindings.items():
+            monkeypatch.setattr(torch._C, name, value, raising=False)
+        self.left_open = False  # what a failed capture leaves, as torch 2.11 does
+
+    def _end(self, device: int, pool: int) -> None:
+        if not self.left_open:
+            raise RuntimeError(f"endAllocatePool: not currently recording to {pool}")
+        self.notes.append(f"end pool {pool} of {device}")
 
     def taken(self) -> list[Any]:
         notes = list(self.notes)
@@ -66,7 +79,8 @@ def test_graphs_share_a_pool_that_a_first_empty_one_keeps(noted: Noted) -> None:
         recording.replay()
         graphs.capture(lambda: (2,))
     assert recording.outputs == (1,)
-    assert noted.taken() == [*["capture in pool 100 on 1"] * 2, "replay", "capture in pool 100 on 1"]
+    one = ["no workspaces", "capture in pool 100 on 1", "no workspaces"]
+    assert noted.taken() == ["capture in pool 100 on 1", *one, "replay", *one]
 
 
 def test_another_stream_waits_for_the_last(noted: Noted) -> None:
@@ -81,17 +95,34 @@ def test_another_stream_waits_for_the_last(noted: Noted) -> None:
     assert noted.taken() == ["2 waits for 0"]
 
 
-def test_after_a_failed_capture_nothing_of_it_is_used(noted: Noted) -> None:
+@pytest.mark.parametrize("left_open", [False, True])
+def test_after_a_failed_capture_nothing_of_it_is_used(noted: Noted, left_open: bool) -> None:
     graphs, mine = CudaGraphs(torch.device("cuda:0")), noted.current
 
     def fail() -> None:  # on a stream that torch 2.11 stays on
         noted.current = noted.make()
+        noted.left_open = left_open
         raise ZeroDivisionError
 
     with graphs.turn():
         with pytest.raises(ZeroDivisionError):
             graphs.capture(fail)
         assert noted.current is mine
-        noted.taken()
+        ended = ["end pool 100 of 0", "release pool 100 of 0"] if left_open else []
+        assert noted.taken()[-len(ended) - 2 :] == ["no workspaces", *ended, "capture in pool 101 on 3"]
         graphs.capture(lambda: ())
-    assert noted.taken() == ["capture in pool 101 on 3"] * 2
+    assert noted.taken() == ["no workspaces", "capture in pool 101 on 3", "no workspaces"]
+
+
+def test_of_a_lost_device_the_first_error_is_told(noted: Noted, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = CudaGraphs(torch.device("cuda:0"))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no capture either")
+
+    def lose() -> None:
+        monkeypatch.setattr(torch.cuda, "graph", refuse)
+        raise RuntimeError("an illegal memory access")
+
+    with graphs.turn(), pytest.raises(RuntimeError, match="an illegal memory access"):
+        graphs.capture(lose)

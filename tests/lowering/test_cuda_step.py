@@ -165,6 +165,7 @@ def test_reads_are_seen(gpu: FakeGpu) -> None:
         assert reads.found == []
         x.cpu()
         torch.tensor([1, 2]).to("cuda:0")
-        assert len(reads.found) == 2
+        torch.tensor(1).to("cuda:0")
+        assert len(reads.found) == 3
         with pytest.raises(RuntimeError, match="data.dependent|scalar"):
             x.sum().item()

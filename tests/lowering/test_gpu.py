@@ -97,6 +97,7 @@ def test_what_reads_back_is_not_captured(caplog: pytest.LogCaptureFixture) -> No
             assert torch.equal(c(x)[0], x * 3 * i)
     assert len(caplog.records) == 1
     assert c.counts.graphs == 0
+    assert torch.randn(3, device=CUDA).isfinite().all()  # the generator draws again
     again = captured(lambda x: (x + 1,), 0, ())
     for i in range(5):  # the device is as it was
         assert torch.equal(again(torch.full((3,), float(i), device=CUDA))[0].cpu(), torch.full((3,), i + 1.0))
