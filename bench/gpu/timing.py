@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from qwenopt.lowering.cuda_graph_device import CudaGraphs
+
 ROUNDS = 15
 
 
@@ -29,7 +31,7 @@ def elapsed(call: Callable[[], object], rounds: int = ROUNDS) -> float:
 def each(fn: Callable[..., Any], variants: Sequence[tuple[Any, ...]], at_least: int = 24) -> tuple[float, str]:
     """Seconds of one call of `fn`, over argument sets in turn, and how: in a "graph", or by "calls" where none can be.
 
-    The sets together are larger than the second cache, so that each call finds its weights in memory.
+    Sets with weights are together larger than the second cache, so that each call finds its weights in memory.
     """
     repeated = list(variants) * -(-at_least // len(variants))
 
@@ -37,18 +39,16 @@ def each(fn: Callable[..., Any], variants: Sequence[tuple[Any, ...]], at_least: 
         for args in repeated:
             fn(*args)
 
-    all_of_them()
-    torch.cuda.synchronize()
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph):
-            all_of_them()
-    except Exception:  # it reads something back, or allocates in a way that graphs forbid
-        torch.cuda.set_stream(stream)  # torch 2.11 stays on the other one when a capture cannot be ended
-        torch.cuda.synchronize()
-        return elapsed(all_of_them) / len(repeated), "calls"
-    graph.replay()
-    return elapsed(graph.replay) / len(repeated), "graph"
+    graphs = CudaGraphs(torch.device("cuda", torch.cuda.current_device()))
+    with graphs.turn():
+        graphs.warm_up(all_of_them)
+        try:
+            recording = graphs.capture(all_of_them)
+        except Exception:  # it reads something back, or allocates in a way that graphs forbid
+            torch.cuda.synchronize()
+            return elapsed(all_of_them) / len(repeated), "calls"
+        recording.replay()
+        return elapsed(recording.replay) / len(repeated), "graph"
 
 
 def device_is_lost() -> bool:

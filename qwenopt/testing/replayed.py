@@ -68,7 +68,7 @@ class Replayed:
         for other in self._pool.recordings:
             other.destroy()
         own = {id(t) for t in self._own()}
-        for to, result in zip(self.outputs, self._call(), strict=True):
+        for to, result in zip(self.outputs, self._call() or (), strict=True):
             if isinstance(to, Tensor) and id(to) in own:
                 to.copy_(result)
 
@@ -101,7 +101,7 @@ class ReplayedGraphs:
         assert self.in_turn
         undone = _Undone()
         with undone:
-            outputs = call()
+            outputs = call() or ()
             if self.fails is not None:
                 undone.undo()
                 raise self.fails
