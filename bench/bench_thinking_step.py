@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from bench_generate import random_model
 from bench_paged_cache import Paged
 
@@ -13,6 +14,7 @@ from qwenopt import native
 from qwenopt.cli import measure
 from qwenopt.runtime.sample import Sampler
 from qwenopt.runtime.tail import Tail
+from qwenopt.runtime.thinking_replay import take_forced
 from qwenopt.runtime.thinking_state import ThinkingState
 from qwenopt.runtime.thinking_tokens import ThinkingTokens
 
@@ -57,3 +59,24 @@ def bench_thinking_step(benchmark: Any, name: str, rows: int) -> None:
         if kind != "without"
     }
     benchmark.pedantic(contenders["budget"], rounds=3)
+
+
+@pytest.mark.ci
+def bench_closing_text(benchmark: Any) -> None:
+    """Where a row's budget ends: its state moved behind the closing text, whose tokens are then computed in one step.
+
+    With one budget all rows come there in the same step, and it waits for each.
+    """
+    _, tokenizer = qwenopt.demo_model("dense")
+    tokens = ThinkingTokens.of(tokenizer)
+    state, ids = ThinkingState(1, tokens), torch.zeros(1, dtype=torch.int64)
+
+    def begin() -> None:
+        state.admit(0, qwenopt.ThinkingConfig(budget=1), [tokens.start])
+        state.step(ids)
+        state.step(ids)
+
+    begin()
+    benchmark.extra_info["tokens"] = len(take_forced(state, 0))
+    assert benchmark.extra_info["tokens"] == len(tokens.texts["qwen3"]) - 1
+    benchmark.pedantic(lambda: take_forced(state, 0), setup=begin, rounds=200, warmup_rounds=5)

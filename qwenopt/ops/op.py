@@ -124,12 +124,16 @@ class Op:
             reasons.append(f"{p.name}: {reason}")
         return Choice(None, "; ".join(reasons) or f"no provider for device {device}")
 
-    def __call__(self, *args: Any) -> Any:
-        """Run the best provider for these arguments, else the reference. Raises if their shapes do not fit."""
+    def kernel(self, *args: Any) -> Callable[..., Any]:
+        """What a call with these arguments runs: checked and chosen once for many calls on tensors of their kinds."""
         if self.check is not None:
             self.check(*args)
         provider = self.choose(args).provider
-        return provider.fn(*args) if provider is not None else self.reference(*args)
+        return provider.fn if provider is not None else self.reference
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the best provider for these arguments, else the reference. Raises if their shapes do not fit."""
+        return self.kernel(*args)(*args)
 
 
 def call(op: Op, *args: Any) -> Any:

@@ -109,10 +109,15 @@ class ThinkingState(nn.Module):
 
     def step_row(self, row: int, tokens: Sequence[int]) -> None:
         """`step` for tokens of one row, one after the other; the other rows are not looked at."""
+        if not tokens:
+            return
         one = slice(row, row + 1)
-        signals, state, forced = self.signals[one], self.state[one], self.forced[one]
-        for token in torch.tensor(tokens, dtype=torch.int64, device=self.state.device).split(1):
-            call(BUDGET_STEP, token, signals, state, forced, self.lut, self.ids)
+        columns = (self.signals[one], self.state[one], self.forced[one], self.lut, self.ids)
+        given = torch.tensor(tokens, dtype=torch.int64, device=self.state.device).split(1)
+        # Rows of one budget end together, each with a closing text: what all tokens share is looked at once.
+        step = BUDGET_STEP.kernel(given[0], *columns)
+        for token in given:
+            step(token, *columns)
 
     def answering(self) -> Tensor:
         """Rows whose next token belongs to the answer, bool [R]."""
@@ -130,15 +135,15 @@ class ThinkingState(nn.Module):
         """Begin a sequence in `row`; `config` None is unlimited. Raises ValueError for what this state cannot do."""
         config, prompt = config or ThinkingConfig(), list(prompt_ids)
         values, texts = self._columns(config, prompt, max_new_tokens)
-        host = torch.zeros(WIDTH, dtype=torch.int32)
-        host[WIDTH - RING :] = -1
+        host = [0] * (WIDTH - RING) + [-1] * RING
         for i, token in enumerate([*self.tokens.implicit_ends(config), *[NO_ID] * 4][:4]):
             host[Column.IMPLICIT + i] = token
         for column, value in values.items():
             host[column] = bits(value) if isinstance(value, float) else int(value)
         table = torch.full((self.max_forced,), NO_ID, dtype=torch.int32)
         table[: len(texts)] = torch.tensor(texts, dtype=torch.int32)
-        self.state[self._row(row)], self.forced[row] = host.to(self.state.device), table.to(self.state.device)
+        columns = torch.tensor(host, dtype=torch.int32)
+        self.state[self._row(row)], self.forced[row] = columns.to(self.state.device), table.to(self.state.device)
 
     def _columns(
         self, config: ThinkingConfig, prompt: list[int], max_new_tokens: int | None

@@ -137,7 +137,7 @@ _MAKERS: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
     **LINEARS,
     "qk_norm_rope": {
         "decode": lambda: _rope(1, 1, 16, 8, 128),
-        "prefill": lambda: _rope(2, 7, 8, 2, 64),
+        "prefill": lambda: _rope(2, 5, 4, 2, 64),
         "tables of each row": lambda: _rope(3, 4, 4, 2, 32, tables=3),
         "head_dim 72": lambda: _rope(2, 3, 4, 4, 72),
         "head_dim 2": lambda: _rope(1, 3, 4, 1, 2),
