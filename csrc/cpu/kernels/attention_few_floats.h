@@ -10,9 +10,8 @@
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
 
-constexpr int kFewAtOnce = 4;              // rows whose sums stay in registers
-constexpr int kPairs = W == 16 ? 8 : 4;    // pairs of vectors of sums in registers: of 32, or of 16
-constexpr int kFewKeys = W == 16 ? 4 : 2;  // keys whose scores are made at once by three or four rows
+constexpr int kFewAtOnce = 4;            // rows whose sums stay in registers
+constexpr int kPairs = W == 16 ? 8 : 4;  // pairs of vectors of sums in registers: of 32, or of 16
 
 // Two vectors of a row of values E. kApart: the even and the odd ones.
 template <class E>
@@ -111,50 +110,66 @@ struct FewFloats {
   template <int Tail>
   void make_scores(int i, int count, const Run<E>* key, int num_keys) {
     static_assert(kFewAtOnce == 4, "cases below");
-    if (count == 1) return make_scores<1, 4, Tail>(i, key, num_keys);
-    if (count == 2) return make_scores<2, 4, Tail>(i, key, num_keys);
-    if (count == 3) return make_scores<3, kFewKeys, Tail>(i, key, num_keys);
-    make_scores<4, kFewKeys, Tail>(i, key, num_keys);
+    if (count == 1) return make_scores<1, W, Tail>(i, key, num_keys);
+    if (count == 2) return make_scores<2, W / 2, Tail>(i, key, num_keys);
+    if (count == 3) return make_scores<3, W / 4, Tail>(i, key, num_keys);
+    make_scores<4, W / 4, Tail>(i, key, num_keys);
   }
 
-  // Scores of rows i..i+MR by NR keys at a time. Tail: of D a part of a step is left over.
+  // Scores of rows i..i+MR by NR keys at a time: a vector of sums for each, summed across all together. Tail: of D a
+  // part of a step is left over.
   template <int MR, int NR, int Tail>
   void make_scores(int i, const Run<E>* key, int num_keys) {
-    const int64_t whole = a.D / Q::STEP;
-    const int tail = int(a.D - whole * Q::STEP);
     const X* query[MR];
-    const int passes = this->passes();
     for (int m = 0; m < MR; ++m) query[m] = queries + (i + m) * steps();
+    const int64_t share = passes() * steps();  // steps between two asks, so that each pass asks for its share
+    int64_t turn = 0;
+    float* to = scores + i * kKeyBlock;
     for (int j = 0; j < num_keys; j += NR) {
-      const int count = num_keys - j < NR ? num_keys - j : NR;
       const Run<E>& run = key[j / kRun];
-      const E* row[NR];
-      for (int n = 0; n < NR; ++n) row[n] = run.row + (j % kRun + (n < count ? n : 0)) * run.stride;
-      F acc[MR][NR];
+      const E* row = run.row + j % kRun * run.stride;
+      const int last = num_keys - j - 1;
+      const auto each = [&](int n) { return row + n * run.stride; };
+      const auto up_to_last = [&](int n) { return row + (n < last ? n : last) * run.stride; };
+      const F sums = last >= NR - 1 ? key_sums<MR, NR, Tail>(query, each, share, turn)
+                                    : key_sums<MR, NR, Tail>(query, up_to_last, share, turn);
+      store_rows<MR, NR>(sums, to + j);
+    }
+  }
+
+  // Lane m * NR + n: row m times key n, which lies at `key(n)`.
+  template <int MR, int NR, int Tail, class Key>
+  __attribute__((always_inline)) F key_sums(const X* const* query, Key key, int64_t share, int64_t& turn) {
+    constexpr int kLines = NR < 4 ? NR : 4;  // after which it is seen whether to ask
+    const int64_t whole = a.D / Q::STEP;
+    F acc[W];
+#pragma GCC unroll 16
+    for (int n = 0; n < W; ++n) acc[n] = zero();
+    for (int64_t s = 0; s < whole + Tail; ++s) {
+      X x[MR];
 #pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
-        for (int n = 0; n < NR; ++n) acc[m][n] = zero();
-      }
-#pragma GCC unroll 4
+      for (int m = 0; m < MR; ++m) x[m] = query[m][s];
+#pragma GCC unroll 16
       for (int n = 0; n < NR; ++n) {
-        if (n % passes == 0) next.rows(1);
+        const E* from = key(n) + s * Q::STEP;
+        const X y = Tail && s == whole ? Q::load_n(from, int(a.D - whole * Q::STEP)) : Q::load(from);
 #pragma GCC unroll 4
-        for (int64_t s = 0; s < whole; ++s) {
-          const X x = Q::load(row[n] + s * Q::STEP);
-#pragma GCC unroll 4
-          for (int m = 0; m < MR; ++m) acc[m][n] = Q::step(acc[m][n], query[m][s], x);
+        for (int m = 0; m < MR; ++m) acc[m * NR + n] = Q::step(acc[m * NR + n], x[m], y);
+        if ((n + 1) % kLines == 0) {
+          for (turn -= kLines; turn < 0; turn += share) next.ask_row();
         }
       }
-#pragma GCC unroll 4
-      for (int n = 0; Tail && n < NR; ++n) {
-        const X x = Q::load_n(row[n] + whole * Q::STEP, tail);
-#pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) acc[m][n] = Q::step(acc[m][n], query[m][whole], x);
-      }
-#pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) store_sums<NR>(acc[m], count, scores + (i + m) * kKeyBlock + j);
     }
+    return hsums(acc);
+  }
+
+  // MR pieces of NR lanes to rows of scores.
+  template <int MR, int NR>
+  static void store_rows(F sums, float* to) {
+    alignas(64) float lane[W];
+    store(lane, sums);
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) __builtin_memcpy(to + m * kKeyBlock, lane + m * NR, NR * sizeof(float));
   }
 
   // Scores of row i -> probabilities relative to the largest so far, times the scales of the values where they have
@@ -221,7 +236,7 @@ struct FewFloats {
       const Run<E>& run = value[j / kRun];
       const E* row = run.row + j % kRun * run.stride + d;
       if (--turn < 0) {
-        next.rows(1);
+        next.ask_row();
         turn = every - 1;
       }
 #pragma GCC unroll 4

@@ -32,6 +32,21 @@ static inline float hsum(F x) {
   v = _mm_add_ps(v, _mm_movehl_ps(v, v));
   return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
 }
+// Lane i is hsum(x[i]).
+__attribute__((always_inline)) static inline F hsums(const F* x) {
+  F half[4], two[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const F a = x[i], b = x[i + 4];
+    half[i] = _mm256_add_ps(_mm256_blend_ps(a, b, 0xf0), _mm256_permute2f128_ps(a, b, 0x21));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const F a = half[2 * i], b = half[2 * i + 1];
+    two[i] = _mm256_add_ps(_mm256_blend_ps(a, b, 0xcc), _mm256_shuffle_ps(a, b, 0x4e));
+  }
+  return _mm256_add_ps(_mm256_shuffle_ps(two[0], two[1], 0x88), _mm256_shuffle_ps(two[0], two[1], 0xdd));
+}
 static inline float hmax(F x) {
   __m128 v = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   v = _mm_max_ps(v, _mm_movehl_ps(v, v));

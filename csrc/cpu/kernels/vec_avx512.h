@@ -59,6 +59,29 @@ static inline void hsum4(F a, F b, F c, F d, float* out) {
   _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(pick, one)));
 }
 
+// Lane i is hsum(x[i]). A blend takes the halves that stay, so that only half of the work is shuffles, which have one
+// port.
+__attribute__((always_inline)) static inline F hsums(const F* x) {
+  const __m512i pairs = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+  F half[8], quarter[4], two[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const F a = x[i], b = x[i + 8];
+    half[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, 0x4e));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const F a = half[i], b = half[i + 4];
+    quarter[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, a, b), _mm512_permutex2var_ps(a, pairs, b));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const F a = quarter[2 * i], b = quarter[2 * i + 1];
+    two[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a, b), _mm512_shuffle_ps(a, b, 0x4e));
+  }
+  return _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xdd));
+}
+
 static inline __mmask16 lanes(int n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
 static inline F widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 static inline F load(const float* p) { return _mm512_loadu_ps(p); }

@@ -28,6 +28,10 @@ static inline F fma(F a, F b, F c) { return a * b + c; }
 static inline F vmax(F a, F b) { return a > b ? a : b; }
 static inline F vmin(F a, F b) { return a < b ? a : b; }
 static inline float hsum(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+// Lane i is hsum(x[i]).
+__attribute__((always_inline)) static inline F hsums(const F* x) {
+  return F{hsum(x[0]), hsum(x[1]), hsum(x[2]), hsum(x[3])};
+}
 static inline float hmax(F x) {
   const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
   return a > b ? a : b;
