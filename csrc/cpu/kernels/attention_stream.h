@@ -20,6 +20,7 @@ struct KeyStream {
   int64_t limit = 0;                             // blocks from this key on are too far ahead
   int64_t block = 0, asked = 0;                  // what is being asked for, and up to where it lies one after the other
   bool on_values = false, turned = false;        // turned: to the next item
+  bool done = false;                             // all has been asked for that this block may
 
   // `was_asked`: the first block was asked for already.
   void start(int64_t j0, bool was_asked) {
@@ -97,6 +98,7 @@ struct KeyStream {
   }
 
   void look_ahead_of(int64_t j0) {
+    done = false;
     if (!turned) limit = j0 + 3 * size;
   }
 
@@ -116,15 +118,18 @@ struct KeyStream {
   // Asks for the next row. In line, and what seldom happens apart and told so: around a call every vector register has
   // to be saved, and callers have all of them full.
   __attribute__((always_inline)) void ask_row() {
-    if (__builtin_expect(left == 0, 0) && !begin_more()) return;
+    if (__builtin_expect(left == 0, 0) && (done || !begin_more())) return;
     for (int64_t d = 0; d < row_bytes; d += 64) __builtin_prefetch(at + d, 0, 2);
     at += stride;
     --left;
   }
   __attribute__((noinline, cold)) bool begin_more() {
-    if (more == 0) return advance();
-    next_head();
-    return true;
+    if (more > 0) {
+      next_head();
+      return true;
+    }
+    done = !advance();
+    return !done;
   }
 
   void rows(int n) {
