@@ -5,7 +5,6 @@
 
 #include "attention_rows.h"
 #include "attention_stream.h"
-#include "dot_block.h"
 
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
