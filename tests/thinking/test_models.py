@@ -189,8 +189,7 @@ def test_t21_no_host_read_and_no_recompile_on_a_gpu(tokens: Any, words: Any) -> 
 def test_t29_what_a_step_costs(qwen: Any, rows: int) -> None:
     """Guard and step together against the argmax over the vocabulary that every step has: a small part of it.
 
-    What a quarter of interleaved rounds keep to, since other tests may have the cores in the rest; a decode step of the
-    0.6B model takes some 40 ms, a hundredth of it 400 us.
+    The median of interleaved rounds; a decode step of the 0.6B model takes some 40 ms, a hundredth of it 400 us.
     """
     state, logits = ThinkingState(rows, qwen), torch.randn(rows, 151936)
     for row in range(rows):
@@ -205,5 +204,5 @@ def test_t29_what_a_step_costs(qwen: Any, rows: int) -> None:
         begin = time.perf_counter()
         logits.argmax(-1)
         times["argmax"].append(time.perf_counter() - begin)
-    spent, beside = (sorted(times[kind])[15] for kind in ("thinking", "argmax"))
-    assert spent < 400e-6, f"{1e6 * spent:.0f} us, beside {1e6 * beside:.0f} us of argmax"
+    spent = sorted(times["thinking"])[30]
+    assert spent < 400e-6, f"{1e6 * spent:.0f} us, beside {1e6 * sorted(times['argmax'])[30]:.0f} us of argmax"
