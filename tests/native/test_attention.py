@@ -166,7 +166,8 @@ def test_scores_that_grow_from_block_to_block(kernels, check, isa, dtype, group)
 
 
 @pytest.mark.parametrize("group", [1, 4, 9])
-def test_nan_in_a_key_or_value_shows(kernels, check, isa, dtype, group):
+def test_what_is_not_finite_shows(kernels, check, isa, dtype, group):
+    """A NaN in a key everywhere; in a value, or an infinity there, in its own column alone."""
     q, k, v = (check.randn(1, n, t, 32, dtype=dtype) for n, t in ((group, 1), (1, 200), (1, 200)))
     k[0, 0, 150, 3] = torch.nan
     assert kernels.on(isa).attention(q, k, v).isnan().all()
@@ -174,6 +175,10 @@ def test_nan_in_a_key_or_value_shows(kernels, check, isa, dtype, group):
     out = kernels.on(isa).attention(q, k, v)
     assert out[..., 5].isnan().all()
     assert out.isnan().sum() == group
+    v[0, 0, 10, 5] = torch.inf
+    out = kernels.on(isa).attention(q, k, v)
+    assert (out[..., 5] == torch.inf).all()
+    assert out.isfinite().sum() == 31 * group
 
 
 def test_no_keys_gives_zeros(kernels, check, isa, dtype):

@@ -187,22 +187,23 @@ def test_t21_no_host_read_and_no_recompile_on_a_gpu(tokens: Any, words: Any) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 8, 64])
 def test_t29_what_a_step_costs(qwen: Any, rows: int) -> None:
-    """Guard and step together against the argmax over the vocabulary that every step has: a small part of it.
+    """Guard and step together against the least that a decode step takes: a hundredth of it at most.
 
-    The median of interleaved rounds; a decode step of the 0.6B model takes some 40 ms, a hundredth of it 400 us.
+    Every step reads the weights, 1.19 GB of the 0.6B model, and takes an argmax over the vocabulary. Both are timed in
+    the same rounds, since what else runs on the machine makes them slower too.
     """
     state, logits = ThinkingState(rows, qwen), torch.randn(rows, 151936)
     for row in range(rows):
         state.admit(row, ThinkingConfig(100 + row), [qwen.turn, qwen.start, 198])
-    ids = torch.full((rows,), 100)
-    times: dict[str, list[float]] = {"thinking": [], "argmax": []}
-    for _ in range(60):
+    ids, weights = torch.full((rows,), 100), torch.ones(1_190_000_000 // 4)
+    shares = []
+    for _ in range(25):
         begin = time.perf_counter()
         state.adjust_(logits)
         state.step(ids)
-        times["thinking"].append(time.perf_counter() - begin)
-        begin = time.perf_counter()
+        thought = time.perf_counter()
         logits.argmax(-1)
-        times["argmax"].append(time.perf_counter() - begin)
-    spent = sorted(times["thinking"])[30]
-    assert spent < 400e-6, f"{1e6 * spent:.0f} us, beside {1e6 * sorted(times['argmax'])[30]:.0f} us of argmax"
+        weights.sum()
+        shares.append((thought - begin) / (time.perf_counter() - thought))
+    share = sorted(shares)[12]
+    assert share < 0.01, f"{100 * share:.2f} % of a step"

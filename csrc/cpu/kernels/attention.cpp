@@ -159,6 +159,7 @@ struct Block {
   }
 
   void few_in_floats() {
+    halves = false;
     KeyStream next = stream(kKeyBlock, first_of_next(kKeyBlock));
     FewFloats<T, T> few{a, rows, w.padded, w.queries, w.sums, w.scores, next};
     plain_keys(few);
@@ -188,9 +189,9 @@ struct Block {
     });
   }
 
-  // A block ahead of what is worked on: of several heads the first one needs a part of every page.
+  // A block ahead of what is worked on, with its values: those of few rows are needed as soon as the keys are.
   void ask_first(KeyStream& next) const {
-    if (!it.asked) next.rows(int(it.heads > 1 ? 2 * it.heads : 1) * kKeyBlock);
+    if (!it.asked) next.rows(int(2 * it.heads) * kKeyBlock);
   }
 
   // Every block of keys by all heads of the item, before the next block.
@@ -238,20 +239,21 @@ struct Block {
     TileAttention tiles{a,         it.b,    it.g,      it.q0,    group,  rows,   order,
                         w.queries, w.keys,  w.values,  w.scores, w.bias, w.sums, (bf16*)w.probs,
                         w.maximum, w.total, w.rescale, w.padded, next,   behind, {}};
+    bool mixed = false;
+    tiles_begin();
     if (CodedRows::fits(a, rows)) {
-      tiles_begin();
       CodedRows coded(tiles, it.heads);
       coded_keys(coded);
     } else if (rows <= kFewRows) {
-      few_tiles_begin();
       FewRows few(tiles, it.heads);
       plain_keys(few);
+      mixed = few.mixed;
     } else {
-      tiles_begin();
       many_in_tiles(tiles);
       finish(0, w.sums, w.maximum, w.total);
     }
     tiles_end();
+    if (mixed) few_in_floats();
   }
 
   void many_in_tiles(TileAttention& tiles) {

@@ -172,7 +172,8 @@ struct CodedRows : FewRows {
       for (int64_t d = 0; d < a.D; ++d) row[d / 32 * 32 + d % 2 * 16 + d % 32 / 2] = own[column(d)];
       __builtin_memcpy(own, row, size_t(a.D) * 4);
     }
-    FewRows::end();
+    sum_lanes();
+    finish();
   }
 };
 

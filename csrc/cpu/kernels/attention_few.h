@@ -1,6 +1,8 @@
 // Attention of up to eight rows in AMX tiles: decoding. Reading keys and values is what takes time, so everything else
 // is kept short and stays in L1, and lines of the blocks to come are asked for all along. Scores come out with the rows
 // in the lanes, of which most would be idle: they are turned round, and exp is taken of as many vectors as there are.
+// Neither keys nor values are packed. Two sums at a time: four are slower where another thread shares the core.
+// long.
 //
 // Several heads go through the keys together, block by block, since the heads of a page lie one after the other: 1.05
 // to 1.1 times as fast as head by head with 16 rows of 2048 keys in consecutive pages of 16, the same with pages in
@@ -11,18 +13,6 @@
 
 namespace qwenopt {
 namespace QWENOPT_ISA_NS {
-
-// Tiles 1, 3 and 7 have eight rows, for probabilities and sums: with two heads 64 keys took 155 ns instead of 171, with
-// eight the same as before (a core of Granite Rapids, 2026-11-24).
-static inline void few_tiles_begin() {
-  const struct {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, kFewRows, 16, kFewRows, 16, 16, 16, kFewRows};
-  } config;
-  static_assert(sizeof(config) == 64, "the layout that the processor reads");
-  asm volatile("ldtilecfg %0" ::"m"(config));
-}
 
 // What one head has come to.
 struct FewState {
@@ -36,6 +26,8 @@ struct FewRows : TileAttention {
   uint32_t* const all_queries;
   float* const all_sums;
   float *lane_total, *query_scale;  // of the head that was selected
+  bool mixed =
+      false;  // some sum is a NaN, perhaps for a value of the column beside it: the caller begins again without
 
   FewRows(const TileAttention& base, int64_t heads) : TileAttention(base), all_queries(queries), all_sums(sums) {
     for (int64_t h = 0; h < heads; ++h) {
@@ -43,7 +35,7 @@ struct FewRows : TileAttention {
       store(states[h].total, zero());
       for (int i = 0; i < kFewRows; ++i) store(states[h].lane_total + i * W, zero());
     }
-    for (int64_t at = 0; at < kKeyBlock / kTileK * kTileWords; at += W) store((float*)prob_tile(0, 0) + at, zero());
+    for (int64_t at = 0; at < kKeyBlock / kTile * kTileWords; at += W) store((float*)prob_tile(0, 0) + at, zero());
   }
 
   // Everything below is about this head of the item.
@@ -62,45 +54,70 @@ struct FewRows : TileAttention {
   // is added to its scores, where that is some, bias_of[i].
   void few_keys(int64_t j0, int num_keys, const Run<bf16>* key, const Run<bf16>* value, const Visible* visible,
                 const float* const* bias_of) {
-    const bool padded_rows = a.D % kTileK != 0;
-    const int whole = padded_rows ? 0 : num_keys / kTile, tiles = (num_keys + kTile - 1) / kTile;
     next.look_ahead_of(j0);
-    if (whole > 0) make_scores(0, 1, key, whole, scores);
-    if (tiles > whole) {
-      Run<bf16> copied[kMostRuns];
-      copy_keys(key + whole, num_keys - whole * kTile, tiles - whole, copied);
-      make_scores(0, 1, copied, tiles - whole, scores + whole * 2 * kTileWords);
-    }
-    // A tile that was just stored, and words for a tile that were, are not there yet: packing values fills the time.
-    const int half = num_keys / 4 * 2;
-    pack_pairs(value, 0, half, num_keys);
-    softmax_rows(tiles, num_keys, visible, bias_of);
-    if (started[0]) scale_sums(0, rows);
-    pack_pairs(value, half, num_keys, num_keys);
-    add_few_values((num_keys + 1) / 2);
+    each_tile(key, num_keys, keys, [this](const Run<bf16>* key, int from, int tiles) {
+      make_scores(0, 1, key, tiles, scores + from * 2 * kTileWords);
+    });
+    softmax_rows((num_keys + kTile - 1) / kTile, num_keys, visible, bias_of);
+    if (started[0]) scale_sums();
+    each_tile(value, num_keys, values, [this](const Run<bf16>* value, int from, int tiles) {
+      add_few_values(value, from, tiles, started[0] || from > 0);
+    });
   }
 
-  void add_few_values(int words) {
-    for (int64_t d = 0; d < padded; d += 2 * kTile) {
-      if (started[0]) {
-        tile_load<1>(sums + d, 4 * padded);
-        tile_load<3>(sums + d + kTile, 4 * padded);
+  // use(runs, from, tiles): whole tiles where they lie, then those that are not, in `copies`.
+  template <class Use>
+  void each_tile(const Run<bf16>* run, int num_keys, uint32_t* copies, Use use) const {
+    const int whole = a.D % kTileK != 0 ? 0 : num_keys / kTile, tiles = (num_keys + kTile - 1) / kTile;
+    if (whole > 0) use(run, 0, whole);
+    if (tiles == whole) return;
+    Run<bf16> copied[kMostRuns];
+    copy_rows(run + whole, num_keys - whole * kTile, tiles - whole, copies, copied);
+    use(copied, whole, tiles - whole);
+  }
+
+  // Values are right operands as they lie: a word of a row, columns 2c and 2c + 1 of a key, counts as a pair in k of
+  // which the left operand leaves out one. Its first rows have (p, 0) for each key and give even columns, the last
+  // eight (0, p) and give odd ones. To leave out is to multiply by zero, which makes a NaN of what is not finite; see
+  // `mixed`.
+  void add_few_values(const Run<bf16>* value, int from, int tiles, bool add) {
+    const int64_t stride = 2 * padded;  // bytes from one row of sums to the next: of 16 with half of the columns
+    for (int64_t d = 0; d < steps(); d += 2) {
+      float* to = sums + d * kTile;
+      const bool two = d + 1 < steps();
+      if (add) {
+        tile_load<0>(to, stride);
+        if (two) tile_load<2>(to + kTile, stride);
       } else {
-        tile_zero<1>();
-        tile_zero<3>();
+        tile_zero<0>();
+        tile_zero<2>();
       }
-      for (int s = 0; s * kTile < words; ++s) {
-        const uint32_t* v = values + s * kTile * padded + d;
-        tile_load<7>(prob_tile(0, s), 64);
-        next.rows(2);
-        tile_load<5>(v, 4 * padded);
-        tile_step<1, 7, 5>();
-        next.rows(2);
-        tile_load<6>(v + kTile, 4 * padded);
-        tile_step<3, 7, 6>();
+      for (int t = 0; t < tiles; ++t) {
+        const bf16* row = value[t].row + d * kTileK;
+        tile_load<4>(prob_tile(0, from + t), 64);
+        next.rows(4);
+        tile_load<5>(row, 2 * value[t].stride);
+        tile_step<0, 4, 5>();
+        if (!two) continue;
+        next.rows(4);
+        tile_load<6>(row + kTileK, 2 * value[t].stride);
+        tile_step<2, 4, 6>();
       }
-      tile_store<1>(sums + d, 4 * padded);
-      tile_store<3>(sums + d + kTile, 4 * padded);
+      tile_store<0>(to, stride);
+      if (two) tile_store<2>(to + kTile, stride);
+    }
+  }
+
+  void scale_sums() const {
+    const int64_t half = padded / 2;
+    for (int i = 0; i < rows; ++i) {
+      if (rescale[i] == 1.0f) continue;
+      const F by = set1(rescale[i]);
+      float *even = sums + i * half, *odd = even + kFewRows * half;
+      for (int64_t d = 0; d < half; d += W) {
+        store(even + d, mul(load(even + d), by));
+        store(odd + d, mul(load(odd + d), by));
+      }
     }
   }
 
@@ -149,15 +166,13 @@ struct FewRows : TileAttention {
     for (int i = 0; i < rows; ++i) {
       const F least = set1(from[i]);
       F sum = mul(load(lane_total + i * W), set1(rescale[i]));
-      for (int t = 0; t < tiles; t += 2) {
-        const float* at = lines + i * kKeyBlock + t * W;
-        F p0 = zero(), p1 = zero();
-        if (visible[i] != kNothing) {
-          p0 = exp2_below(mul(sub(load(at), least), log2e));
-          if (t + 1 < tiles) p1 = exp2_below(mul(sub(load(at + W), least), log2e));
-        }
-        sum = add(sum, add(p0, p1));
-        _mm512_store_si512(prob_tile(0, t / 2) + i * kTile, (__m512i)_mm512_cvtne2ps_pbh(p1, p0));
+      for (int t = 0; t < tiles; ++t) {
+        F p = zero();
+        if (visible[i] != kNothing) p = exp2_below(mul(sub(load(lines + i * kKeyBlock + t * W), least), log2e));
+        sum = add(sum, p);
+        const __m512i word = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(p));
+        _mm512_store_si512(prob_tile(0, t) + i * kTile, word);
+        _mm512_store_si512(prob_tile(0, t) + (kFewRows + i) * kTile, _mm512_slli_epi32(word, 16));
       }
       store(lane_total + i * W, sum);
     }
@@ -165,9 +180,25 @@ struct FewRows : TileAttention {
 
   void went_on() { started[0] = true; }  // all heads have seen a block
   void begin(const bf16* const* query) const { pack_queries(query); }
+  // Sums in the order that Block::finish expects: of each 32 columns the even ones, then the odd ones.
   void end() {
-    for (int i = 0; i < rows; ++i) total[i] = hsum(load(lane_total + i * W));
+    sum_lanes();
     finish();
+    if (!started[0]) return;
+    const int64_t half = padded / 2;
+    alignas(64) float all[kFewRows * kMaxHeadDim];
+    for (int i = 0; i < rows; ++i) {
+      for (int64_t d = 0; d < half; d += W) {
+        const F even = load(sums + i * half + d), odd = load(sums + (kFewRows + i) * half + d);
+        mixed = mixed || _mm512_cmp_ps_mask(even, odd, _CMP_UNORD_Q) != 0;
+        store(all + i * padded + 2 * d, even);
+        store(all + i * padded + 2 * d + W, odd);
+      }
+    }
+    __builtin_memcpy(sums, all, size_t(rows * padded) * 4);
+  }
+  void sum_lanes() const {
+    for (int i = 0; i < rows; ++i) total[i] = hsum(load(lane_total + i * W));
   }
 };
 

@@ -132,8 +132,20 @@ struct KeyStream {
     return !done;
   }
 
-  void rows(int n) {
-    for (; n > 0; --n) ask_row();
+  // Asks for n rows. Those that lie one after the other are counted in registers: ask_row waits for what the one before
+  // it stored.
+  __attribute__((always_inline)) void rows(int n) {
+    while (n > 0) {
+      if (__builtin_expect(left == 0, 0) && (done || !begin_more())) return;
+      const int64_t now = left < n ? left : n, by = stride;
+      const char* row = at;
+      for (int64_t i = 0; i < now; ++i, row += by) {
+        for (int64_t d = 0; d < row_bytes; d += 64) __builtin_prefetch(row + d, 0, 2);
+      }
+      at = row;
+      left -= now;
+      n -= int(now);
+    }
   }
 };
 

@@ -77,13 +77,13 @@ struct TileAttention {
     for (int i = 0; i < rows; i += kTileQueries) {
       const int left = rows - i, q_tiles = left > kTile ? 2 : 1;
       if (biased && !fill(i, j0, num_keys)) continue;
-      if (copied && words == 0) copy_keys(key, num_keys, tiles, copies);
+      if (copied && words == 0) copy_rows(key, num_keys, tiles, keys, copies);
       make_scores(i, q_tiles, copied ? copies : key, tiles, scores);
       for (int t = 0; t < q_tiles; ++t) softmax(i + t * kTile, t, j0, num_keys, biased);
       bool& has_sums = started[i / kTileQueries];
       if (has_sums) scale_sums(i, left < kTileQueries ? left : kTileQueries);
       if (words == 0) {
-        pack_pairs(value, 0, num_keys, num_keys);
+        pack_pairs(value, num_keys);
         words = (num_keys + 1) / 2;
       }
       add_values(i, q_tiles, words, has_sums);
@@ -101,26 +101,25 @@ struct TileAttention {
     }
   }
 
-  // Keys from..to of a block of num_keys, from even; where it ends a whole step of pairs is filled with zeros.
-  void pack_pairs(const Run<bf16>* value, int from, int to, int num_keys) {
-    for (int j = from; j < to; j += 2) {
+  // Values of num_keys keys as pairs; a whole step of pairs is filled with zeros.
+  void pack_pairs(const Run<bf16>* value, int num_keys) {
+    for (int j = 0; j < num_keys; j += 2) {
       next.rows(1);
       const Run<bf16>& run = value[j / kRun];
       const bf16* row = run.row + j % kRun * run.stride;
       pair_rows(row, j + 1 < num_keys ? row + run.stride : nullptr, a.D, values + j / 2 * padded);
     }
-    if (to < num_keys) return;
     const int64_t words = (num_keys + 1) / 2, whole = (words + kTile - 1) / kTile * kTile;
     for (int64_t d = words * padded; d < whole * padded; d += W) store((float*)values + d, zero());
   }
 
-  // Whole tiles of keys with zeros behind the end of a row and behind the last key.
-  void copy_keys(const Run<bf16>* key, int num_keys, int tiles, Run<bf16>* to) const {
-    char* row = (char*)keys;
+  // Whole tiles of keys or values, in `copies`, with zeros behind the end of a row and behind the last one.
+  void copy_rows(const Run<bf16>* run, int num_keys, int tiles, uint32_t* copies, Run<bf16>* to) const {
+    char* row = (char*)copies;
     for (int t = 0; t < tiles; ++t) {
       to[t] = {(const bf16*)row, steps() * kTileK};
-      const bf16* from = key[t].row;
-      for (int j = t * kTile; j < (t + 1) * kTile; ++j, from += key[t].stride) {
+      const bf16* from = run[t].row;
+      for (int j = t * kTile; j < (t + 1) * kTile; ++j, from += run[t].stride) {
         for (int64_t d = 0; d < a.D; d += kTileK, row += 64) {
           const __mmask32 some = j < num_keys ? half_lanes(int(a.D - d < kTileK ? a.D - d : kTileK)) : 0;
           _mm512_store_si512(row, _mm512_maskz_loadu_epi16(some, from + d));
