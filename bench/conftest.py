@@ -19,12 +19,13 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="session")
 def limits() -> Limits:
-    """Read bandwidth and peak arithmetic, measured once, in this run, with the kernels' number of threads."""
+    """Read bandwidth and peak arithmetic of this run, with the kernels' number of threads."""
     ceilings = measure.Ceilings()
     return Limits(
         gbps=statistics.median(ceilings.read_gbps() for _ in range(5)),
         gflops={torch.bfloat16: ceilings.bf16_gflops(), torch.float32: ceilings.matmul_gflops("float32")},
         source=ceilings.source,
+        read_gbps=ceilings.read_gbps,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from qwenopt.testing.results import results as results_of
 BUDGET_SECONDS = 0.6
 MIN_ROUNDS, MAX_ROUNDS = 7, 100
 
+# Read bandwidth is taken so often among the rounds of one benchmark: on a shared machine it moves from minute to minute.
+READS = 5
+
 # Up to this many elements the truth is computed in float64; beyond it, eager in the same dtype is the measure.
 MAX_TRUTH_ELEMENTS = 32 << 20
 LARGE_SLACK_ULPS = 8
@@ -37,6 +40,7 @@ class Limits:
     gbps: float
     gflops: dict[torch.dtype, float]
     source: str
+    read_gbps: Callable[[], float]  # reads the memory once more
 
     def seconds(self, num_bytes: int, flops: int, dtype: torch.dtype) -> float:
         """The least time in which memory and arithmetic can do the work."""
@@ -114,8 +118,12 @@ def run(benchmark: Any, case: Case, name: str, limits: Limits, results: Results)
     check(case.op, fn, work.variants[0])
     variants = itertools.cycle(work.variants)
     eager_seconds: list[float] = []
+    reads: list[float] = []
+    setups = itertools.count()
 
     def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if next(setups) % max(rounds // READS, 1) == 0:
+            reads.append(limits.read_gbps())
         if name != "eager":
             args = next(variants)
             eager_seconds.append(seconds(lambda: eager(*args)))
@@ -125,6 +133,7 @@ def run(benchmark: Any, case: Case, name: str, limits: Limits, results: Results)
     rounds = min(max(int(BUDGET_SECONDS / once), MIN_ROUNDS), MAX_ROUNDS)
     benchmark.group = f"{case.op} {case}"
     benchmark.pedantic(fn, setup=setup, rounds=rounds, warmup_rounds=2)
+    limits = replace(limits, gbps=statistics.median(reads))
     record(benchmark, benchmark.group, name, limits, results, eager_seconds, (work.num_bytes, work.flops, case.dtype))
 
 

@@ -93,7 +93,7 @@ def main(out: Path, until: float) -> None:
     """
     path = out / "part-kernels.json"
     ceilings = json.loads((out / "part-ceilings.json").read_text())
-    limits = harness.Limits(ceilings["gbps"], {BF16: ceilings["tflops"] * 1e3}, SOURCE)
+    limits = harness.Limits(ceilings["gbps"], {BF16: ceilings["tflops"] * 1e3}, SOURCE, lambda: ceilings["gbps"])
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for case in CASES[len(rows) :]:
         if time.time() > until:
