@@ -58,7 +58,10 @@ def test_float16_has_a_kernel_everywhere_and_is_as_accurate_as_eager(name: str) 
     assert len(report.graphs) == 2 + by_generate, "prefill and decode by calls, and by generate"
     assert not report.misses
     if native.available():
-        assert all(g.lowering == "direct" and g.plan_steps for g in report.graphs)
+        assert all(g.lowering == "direct" for g in report.graphs)
+        # Where torch has products of float16 they are faster from 17 rows on, and none of them is a step.
+        prefill = native.cpu_isa() != "generic" and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+        assert [bool(g.plan_steps) for g in report.graphs] == [prefill, True, prefill]
         assert not report.fallbacks
     else:
         assert len(report.fallbacks) == len(report.sites), "without kernels every op is its reference"
