@@ -22,7 +22,7 @@ from qwenopt.testing.results import results as results_of
 BUDGET_SECONDS = 0.6
 MIN_ROUNDS, MAX_ROUNDS = 7, 100
 
-# Read bandwidth is taken so often among the rounds of one benchmark: on a shared machine it moves from minute to minute.
+# How often read bandwidth is taken among the rounds of one benchmark: on a shared machine it moves all the time.
 READS = 5
 
 # Up to this many elements the truth is computed in float64; beyond it, eager in the same dtype is the measure.
