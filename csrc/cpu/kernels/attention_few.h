@@ -2,7 +2,6 @@
 // is kept short and stays in L1, and lines of the blocks to come are asked for all along. Scores come out with the rows
 // in the lanes, of which most would be idle: they are turned round, and exp is taken of as many vectors as there are.
 // Neither keys nor values are packed. Two sums at a time: four are slower where another thread shares the core.
-// long.
 //
 // Several heads go through the keys together, block by block, since the heads of a page lie one after the other: 1.05
 // to 1.1 times as fast as head by head with 16 rows of 2048 keys in consecutive pages of 16, the same with pages in
